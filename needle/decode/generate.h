@@ -1,0 +1,80 @@
+// The one token loop, and the whole way from query and tools to calls (specification, section 8).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "needle/calls/tool_name.h"
+#include "needle/decode/engine.h"
+#include "needle/text/prompt.h"
+#include "needle/text/tokenizer.h"
+
+namespace needle {
+
+// Restricts the next token. The seam for every grammar: the loop knows nothing else about constraints.
+class Constraint {
+ public:
+  virtual ~Constraint() = default;
+  // Sets the logits of forbidden tokens to minus infinity. Leaves them alone when everything may follow.
+  virtual void apply(std::span<float> logits) = 0;
+  virtual void accept(TokenId token) = 0;
+};
+
+enum class StopReason { kEos, kMaxTokens, kCancelled };
+
+struct GenerateOptions {
+  std::int64_t max_gen_len = 512;  // at most max_gen_len - 1 tokens come out, as in the reference
+  Constraint* constraint = nullptr;              // not owned
+  std::function<bool(TokenId)> on_token;         // called for each token; false cancels
+};
+
+struct GeneratedTokens {
+  std::vector<TokenId> ids;  // eos left out
+  StopReason stop = StopReason::kEos;
+};
+
+// Greedy: arg-max, the lowest id on a tie. The decoder starts from eos.
+GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options);
+
+enum class Constrain { kNone, kNames };  // kNames: the reference's tool-name and argument-key constraint
+
+struct CallRequest {
+  std::string query;
+  std::string tools_json;  // any style that parse_tools reads; text that is not JSON is used as it is
+  std::int64_t max_gen_len = 512;
+  Constrain constrain = Constrain::kNames;
+  std::function<bool(std::string_view text)> on_text;  // streaming: new valid UTF-8 text; false cancels
+};
+
+struct CallResult {
+  std::string text;               // with the tools' own names; always valid UTF-8
+  std::string raw_text;           // as generated, <tool_call> stripped
+  std::vector<TokenId> prompt_ids;
+  std::vector<TokenId> ids;
+  StopReason stop = StopReason::kEos;
+  std::int64_t cut_query_tokens = 0;
+  std::int64_t cut_tools_tokens = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+// Everything that serving needs besides an engine. Safe from several threads.
+class FunctionCaller {
+ public:
+  // Keeps references: engine and tokenizer must outlive it.
+  FunctionCaller(const Engine& engine, const Tokenizer& tokenizer, PromptConfig prompt,
+                 NameStyle name_style = NameStyle::kUnique);
+  CallResult call(const CallRequest& request) const;
+
+ private:
+  const Engine& engine_;
+  const Tokenizer& tokenizer_;
+  PromptConfig prompt_;
+  NameStyle name_style_;
+};
+
+}  // namespace needle

@@ -1,0 +1,55 @@
+// Text to token ids and back: SentencePiece BPE behind a pimpl.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "needle/text/special_tokens.h"
+
+namespace needle {
+
+enum class PieceType { kNormal, kUnknown, kControl, kUserDefined, kUnused, kByte };
+
+// A token and the bytes of the text that it came from: [begin, end). A token that only holds the dummy prefix's
+// space, or a later byte of a split character, may be empty.
+struct TokenSpan {
+  TokenId id = 0;
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
+
+enum class SpecialText {
+  kPlain,    // "<tools>" or "<tool_call>" inside a text is plain text: no user can forge a separator
+  kSpecial,  // it becomes the special id, as in the reference
+};
+
+// Cheap to copy (shared, immutable). Safe to use from several threads.
+class Tokenizer {
+ public:
+  // Throws FormatError if the model cannot be read or its special ids are not ours.
+  static Tokenizer load(const std::filesystem::path& path);
+  static Tokenizer from_bytes(std::string_view model_proto, std::string_view where = "tokenizer");
+
+  std::vector<TokenId> encode(std::string_view text, SpecialText special = SpecialText::kPlain) const;
+  std::vector<TokenSpan> encode_spans(std::string_view text, SpecialText special = SpecialText::kPlain) const;
+  // Always valid UTF-8: broken byte sequences become U+FFFD. Control ids contribute nothing; an id outside the
+  // vocabulary is an Error.
+  std::string decode(std::span<const TokenId> ids) const;
+
+  TokenId vocab_size() const;
+  std::string_view piece(TokenId id) const;  // with U+2581 for a space, "<0x0A>" for a byte
+  PieceType piece_type(TokenId id) const;
+
+  std::string_view model_bytes() const;  // the serialised SentencePiece model
+  std::string fingerprint() const;       // sha256 of model_bytes
+
+ private:
+  struct Impl;
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace needle

@@ -1,0 +1,91 @@
+# Helpers of this project's build: warnings, sanitizers, needle_add_library, needle_add_test, needle_add_app.
+
+add_library(needle_warnings INTERFACE)
+add_library(needle::warnings ALIAS needle_warnings)
+target_compile_options(needle_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion)
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # Precompiled headers need these three; paths are made relative, so that two checkouts share the cache.
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+      ${CMAKE_COMMAND} -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
+      "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" "CCACHE_NOHASHDIR=1" "${CCACHE_PROGRAM}")
+endif()
+
+if(NEEDLE_SANITIZE)
+  add_compile_options(-fsanitize=${NEEDLE_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${NEEDLE_SANITIZE})
+endif()
+
+# The precompiled <torch/torch.h>: 20 s for each translation unit become 5.
+function(needle_add_torch_pch)
+  file(WRITE "${CMAKE_BINARY_DIR}/torch_pch.cpp" "// Only carries the precompiled header.\n")
+  add_library(needle_torch_pch STATIC "${CMAKE_BINARY_DIR}/torch_pch.cpp")
+  target_link_libraries(needle_torch_pch PUBLIC LibTorch::LibTorch OpenMP::OpenMP_CXX)
+  target_precompile_headers(needle_torch_pch PRIVATE <torch/torch.h>)
+endfunction()
+
+function(_needle_use_torch target)
+  target_link_libraries(${target} PUBLIC LibTorch::LibTorch OpenMP::OpenMP_CXX)
+  target_precompile_headers(${target} REUSE_FROM needle_torch_pch)
+  # fmt 12 lies among LibTorch's headers; ours come through needle/core/format.h, which hides it.
+  target_compile_options(${target} PRIVATE -Wno-conversion)
+endfunction()
+
+# needle_add_library(core SOURCES a.cpp [LINKS ...] [PRIVATE_LINKS ...] [TORCH])
+# One target needle_<name>, alias needle::<name>. LINKS are public.
+function(needle_add_library name)
+  cmake_parse_arguments(ARG "TORCH" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
+  if(NOT ARG_SOURCES)
+    file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/empty.cpp" "")
+    set(ARG_SOURCES "${CMAKE_CURRENT_BINARY_DIR}/empty.cpp")
+  endif()
+  add_library(needle_${name} STATIC ${ARG_SOURCES})
+  add_library(needle::${name} ALIAS needle_${name})
+  target_include_directories(needle_${name} PUBLIC "${CMAKE_SOURCE_DIR}")
+  target_link_libraries(needle_${name} PUBLIC ${ARG_LINKS} PRIVATE ${ARG_PRIVATE_LINKS} needle::warnings)
+  if(ARG_TORCH)
+    _needle_use_torch(needle_${name})
+  endif()
+endfunction()
+
+# needle_add_test(core SOURCES a_test.cpp [LINKS ...] [LABEL unit] [TORCH])
+# One binary a library; suites whose name contains Golden get the label golden, Integration the label integration.
+function(needle_add_test name)
+  cmake_parse_arguments(ARG "TORCH" "LABEL;TIMEOUT" "SOURCES;LINKS" ${ARGN})
+  if(NOT ARG_LABEL)
+    set(ARG_LABEL unit)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set(target needle_${name}_test)
+  add_executable(${target} ${ARG_SOURCES})
+  target_link_libraries(${target} PRIVATE ${ARG_LINKS} needle::test_support GTest::gmock GTest::gtest_main
+                        needle::warnings)
+  if(ARG_TORCH)
+    _needle_use_torch(${target})
+  endif()
+  include(GoogleTest)
+  set(env "NEEDLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};NEEDLE_BINARY_DIR=${CMAKE_BINARY_DIR};OMP_NUM_THREADS=1")
+  foreach(kind IN ITEMS "${ARG_LABEL}|-*Golden*:*Integration*" "golden|*Golden*" "integration|*Integration*")
+    string(REPLACE "|" ";" kind "${kind}")
+    list(GET kind 0 label)
+    list(GET kind 1 filter)
+    gtest_discover_tests(${target} TEST_FILTER "${filter}" TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST
+                         DISCOVERY_TIMEOUT 120 TEST_LIST needle_${name}_${label}_tests
+                         PROPERTIES LABELS ${label} TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${env}")
+  endforeach()
+endfunction()
+
+# needle_add_app(needle_run SOURCES main.cpp LINKS ... [TORCH]): the binary is named with dashes, needle-run.
+function(needle_add_app name)
+  cmake_parse_arguments(ARG "TORCH" "" "SOURCES;LINKS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  string(REPLACE "_" "-" output "${name}")
+  set_target_properties(${name} PROPERTIES OUTPUT_NAME "${output}")
+  target_link_libraries(${name} PRIVATE ${ARG_LINKS} CLI11::CLI11 needle::warnings)
+  if(ARG_TORCH)
+    _needle_use_torch(${name})
+  endif()
+endfunction()
