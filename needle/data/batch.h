@@ -10,15 +10,15 @@ namespace needle {
 
 // Rows padded with kPadId to the longest row of the batch (or to the packed length). Row-major.
 struct Batch {
-  std::int64_t rows = 0;     // B
-  std::int64_t enc_len = 0;  // T
-  std::int64_t dec_len = 0;  // L
-  std::vector<TokenId> source;                  // [B, T]
-  std::vector<TokenId> decoder_in;              // [B, L]
-  std::vector<TokenId> target;                  // [B, L]
-  std::vector<std::int8_t> classes;             // [B, L], token classes; empty: unweighted (pretraining)
-  std::vector<std::int32_t> source_segments;    // [B, T], 0 = padding; empty: rows are not packed
-  std::vector<std::int32_t> decoder_segments;   // [B, L]
+  std::int64_t rows = 0;             // B
+  std::int64_t enc_len = 0;          // T
+  std::int64_t dec_len = 0;          // L
+  std::vector<TokenId> source;       // [B, T]
+  std::vector<TokenId> decoder_in;   // [B, L]
+  std::vector<TokenId> target;       // [B, L]
+  std::vector<std::int8_t> classes;  // [B, L], token classes; empty: unweighted (pretraining)
+  std::vector<std::int32_t> source_segments;   // [B, T], 0 = padding; empty: rows are not packed
+  std::vector<std::int32_t> decoder_segments;  // [B, L]
 
   std::int64_t target_tokens() const {  // non-pad targets
     std::int64_t count = 0;

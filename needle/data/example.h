@@ -29,17 +29,17 @@ struct PretrainExample {
 enum class TokenClass : std::int8_t { kStructure = 0, kName = 1, kValue = 2, kKey = 3 };
 
 struct EncodedTool {
-  bool called = false;           // a tool of that name is called in the answer
-  std::vector<TokenId> ids;      // compact JSON alone, at most 256 tokens
+  bool called = false;       // a tool of that name is called in the answer
+  std::vector<TokenId> ids;  // compact JSON alone, at most 256 tokens
 };
 
 struct EncodedExample {
-  std::int64_t row = 0;              // index of the example in its input
-  std::vector<TokenId> source;       // encoder ids
+  std::int64_t row = 0;         // index of the example in its input
+  std::vector<TokenId> source;  // encoder ids
   std::vector<TokenId> decoder_in;
   std::vector<TokenId> target;
-  std::vector<TokenClass> classes;   // of target; empty for pretraining rows
-  std::vector<TokenId> query_ids;    // for contrastive pairs; empty for pretraining rows
+  std::vector<TokenClass> classes;  // of target; empty for pretraining rows
+  std::vector<TokenId> query_ids;   // for contrastive pairs; empty for pretraining rows
   std::vector<EncodedTool> tools;
 };
 
