@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,21 +16,29 @@
 
 namespace needle {
 
-// Restricts the next token. The seam for every grammar: the loop knows nothing else about constraints.
+// Restricts the next token. The seam for every grammar: the loop knows nothing else about
+// constraints.
 class Constraint {
  public:
   virtual ~Constraint() = default;
-  // Sets the logits of forbidden tokens to minus infinity. Leaves them alone when everything may follow.
+  // Sets the logits of forbidden tokens to minus infinity. Leaves them alone when everything may
+  // follow.
   virtual void apply(std::span<float> logits) = 0;
   virtual void accept(TokenId token) = 0;
 };
 
+class TokenTexts;  // needle/decode/constraint.h
+
 enum class StopReason { kEos, kMaxTokens, kCancelled };
+inline constexpr EnumNames<StopReason, 3> kStopReasonNames{
+    {{{StopReason::kEos, "eos"},
+      {StopReason::kMaxTokens, "max_tokens"},
+      {StopReason::kCancelled, "cancelled"}}}};
 
 struct GenerateOptions {
-  std::int64_t max_gen_len = 512;  // at most max_gen_len - 1 tokens come out, as in the reference
-  Constraint* constraint = nullptr;              // not owned
-  std::function<bool(TokenId)> on_token;         // called for each token; false cancels
+  std::int64_t max_gen_len = 512;    // at most max_gen_len - 1 tokens come out, as in the reference
+  Constraint* constraint = nullptr;  // not owned
+  std::function<bool(TokenId)> on_token;  // called for each token; false cancels
 };
 
 struct GeneratedTokens {
@@ -37,22 +46,33 @@ struct GeneratedTokens {
   StopReason stop = StopReason::kEos;
 };
 
-// Greedy: arg-max, the lowest id on a tie. The decoder starts from eos.
+// Greedy: arg-max, the lowest id on a tie. The decoder starts from eos. Throws Error if every logit
+// is NaN.
 GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options);
 
-enum class Constrain { kNone, kNames };  // kNames: the reference's tool-name and argument-key constraint
+enum class Constrain {
+  kNone,
+  kNames
+};  // kNames: the reference's tool-name and argument-key constraint
+inline constexpr EnumNames<Constrain, 2> kConstrainNames{
+    {{{Constrain::kNone, "none"}, {Constrain::kNames, "names"}}}};
 
 struct CallRequest {
   std::string query;
-  std::string tools_json;  // any style that parse_tools reads; text that is not JSON is used as it is
-  std::int64_t max_gen_len = 512;
+  std::string
+      tools_json;  // any style that parse_tools reads; text that is not JSON is used as it is
+  std::int64_t max_gen_len = 512;  // also bounded by the prompt config's max_dec_len
   Constrain constrain = Constrain::kNames;
-  std::function<bool(std::string_view text)> on_text;  // streaming: new valid UTF-8 text; false cancels
+  bool normalize_names =
+      true;  // false: tools compacted but not renamed, the text left as generated
+  // Streaming: new text, whole characters only, names as generated. All pieces together are
+  // CallResult::raw_text.
+  std::function<bool(std::string_view text)> on_text;  // false cancels
 };
 
 struct CallResult {
-  std::string text;               // with the tools' own names; always valid UTF-8
-  std::string raw_text;           // as generated, <tool_call> stripped
+  std::string text;      // with the tools' own names; always valid UTF-8
+  std::string raw_text;  // as generated, <tool_call> stripped
   std::vector<TokenId> prompt_ids;
   std::vector<TokenId> ids;
   StopReason stop = StopReason::kEos;
@@ -65,16 +85,23 @@ struct CallResult {
 // Everything that serving needs besides an engine. Safe from several threads.
 class FunctionCaller {
  public:
-  // Keeps references: engine and tokenizer must outlive it.
+  // Keeps references: engine and tokenizer must outlive it. NameStyle::kReference does everything
+  // as the reference: colliding names, keys of JSON Schema tools under the constraint, special
+  // symbols typed by a user.
   FunctionCaller(const Engine& engine, const Tokenizer& tokenizer, PromptConfig prompt,
                  NameStyle name_style = NameStyle::kUnique);
+
   CallResult call(const CallRequest& request) const;
+  // Results in the order of the requests, whatever the number of threads (0: one per core).
+  std::vector<CallResult> call_batch(std::span<const CallRequest> requests,
+                                     std::size_t threads = 1) const;
 
  private:
   const Engine& engine_;
   const Tokenizer& tokenizer_;
   PromptConfig prompt_;
   NameStyle name_style_;
+  std::shared_ptr<const TokenTexts> token_texts_;
 };
 
 }  // namespace needle
