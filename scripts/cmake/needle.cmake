@@ -3,6 +3,9 @@
 add_library(needle_warnings INTERFACE)
 add_library(needle::warnings ALIAS needle_warnings)
 target_compile_options(needle_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(needle_warnings INTERFACE -Wno-restrict)  # false alarms on string + string, GCC bug 105651
+endif()
 
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
