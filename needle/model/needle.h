@@ -7,26 +7,43 @@
 // Start reading here, then attention.cpp. Specification, section 1.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include <torch/torch.h>
 
+#include "needle/model/contrastive_head.h"
+#include "needle/model/decoder.h"
+#include "needle/model/embedding.h"
+#include "needle/model/encoder.h"
+#include "needle/model/fake_quant.h"
+#include "needle/model/mask.h"
 #include "needle/quant/model_config.h"
 
 namespace needle {
 
-enum class FakeQuant { kNone, kInt4, kInt8 };
-
 // Token ids are int64. Undefined segments mean unpacked rows: the masks then come from the padding.
 struct ModelInput {
-  torch::Tensor source;             // [B, T]
-  torch::Tensor decoder_in;         // [B, L]
-  torch::Tensor source_segments;    // [B, T], 0 = padding
-  torch::Tensor decoder_segments;   // [B, L]
+  torch::Tensor source;              // [B, T]
+  torch::Tensor decoder_in;          // [B, L]
+  torch::Tensor source_segments;     // [B, T], 0 = padding
+  torch::Tensor decoder_segments;    // [B, L]
   bool mask_decoder_padding = true;  // false when generating: causal mask alone
 };
 
+// The masks of a forward pass: bool, broadcastable to [B, 1, rows, keys], true = may attend.
+struct ModelMasks {
+  torch::Tensor source;
+  torch::Tensor decoder;
+  torch::Tensor cross;
+};
+ModelMasks make_masks(const ModelInput& input, std::int64_t pad_id);
+
+// Not thread-safe in training; forward passes without gradients are safe from several threads.
 class NeedleImpl : public torch::nn::Module {
  public:
-  // Parameters start as `init_parameters` (model/init.h) leaves them only after that call; here zeros and empties.
+  // Every parameter starts at zero: call init_parameters (model/init.h) or load a checkpoint.
+  // Throws ConfigError if the config is not valid.
   explicit NeedleImpl(const ModelConfig& config, double dropout_rate = 0.0);
 
   torch::Tensor forward(const ModelInput& input);  // float32 logits [B, L, V]
@@ -34,23 +51,45 @@ class NeedleImpl : public torch::nn::Module {
   // source_mask: bool [B, 1, T or 1, T], true = may attend.
   torch::Tensor encode(const torch::Tensor& source, const torch::Tensor& source_mask);  // [B, T, d]
   torch::Tensor decode(const torch::Tensor& decoder_in, const torch::Tensor& encoder_out,
-                       const torch::Tensor& self_mask, const torch::Tensor& cross_mask);  // [B, L, d]
-  torch::Tensor hidden(const ModelInput& input);             // decoder output before the tied projection [B, L, d]
+                       const torch::Tensor& self_mask,
+                       const torch::Tensor& cross_mask);  // [B, L, d]
+  torch::Tensor hidden(
+      const ModelInput& input);  // decoder output before the tied projection [B, L, d]
   torch::Tensor logits(const torch::Tensor& hidden_states);  // float32 [B, L, V]
-  torch::Tensor embed(const torch::Tensor& tokens);          // contrastive embeddings, float32 [B, contrastive_dim]
+  torch::Tensor embed(
+      const torch::Tensor& tokens);  // contrastive embeddings, float32 [B, contrastive_dim]
 
-  // Every dense kernel passes through the quantiser on its way into the forward pass (straight-through gradient).
-  void set_fake_quant(FakeQuant mode);
-  FakeQuant fake_quant() const;
-  // Activations and matrix products in this type; parameters stay what they are (float32 master weights).
-  void set_compute_dtype(torch::ScalarType dtype);
+  // Every dense kernel passes through the quantiser on its way into the forward pass
+  // (straight-through gradient). The embedding may join, in groups along d, since the deployed file
+  // quantises it too.
+  void set_fake_quant(FakeQuant kernels, FakeQuant embedding = FakeQuant::kNone);
+  FakeQuant fake_quant() const { return kernel_quant_; }
+  FakeQuant embedding_fake_quant() const { return embedding->weight_path.mode(); }
+  // Activations and matrix products in this type; parameters stay what they are (float32 master
+  // weights). Softmax, norms, logits and the contrastive head compute in float32 whatever the type.
+  void set_compute_dtype(torch::ScalarType dtype) { compute_dtype_ = dtype; }
+  torch::ScalarType compute_dtype() const { return compute_dtype_; }
+  void set_attention_kernel(AttentionKernel kernel) { attention_kernel_ = kernel; }
+  AttentionKernel attention_kernel() const { return attention_kernel_; }
+  void set_dropout_rate(double rate);  // in training mode only, on the output of each sub-layer
+
+  // Names of the dense kernels among named_parameters(), in that order: what Muon updates and the
+  // file quantises.
+  std::vector<std::string> kernel_names() const;
 
   const ModelConfig& config() const { return config_; }
 
+  TiedEmbedding embedding{nullptr};
+  Encoder encoder{nullptr};
+  Decoder decoder{nullptr};
+  ContrastiveHead contrastive_head{nullptr};
   torch::Tensor log_temp;  // [], temperature of the contrastive loss, log scale
 
  private:
   ModelConfig config_;
+  FakeQuant kernel_quant_ = FakeQuant::kNone;
+  torch::ScalarType compute_dtype_ = torch::kFloat32;
+  AttentionKernel attention_kernel_ = AttentionKernel::kExact;
 };
 TORCH_MODULE(Needle);
 

@@ -1,0 +1,55 @@
+// Who may attend to whom: bool tensors, true = may attend (specification, section 1).
+#pragma once
+
+#include <cstdint>
+
+#include <torch/torch.h>
+
+#include "needle/core/enum_names.h"
+
+namespace needle {
+
+torch::Tensor padding_mask(const torch::Tensor& tokens,
+                           std::int64_t pad_id);                       // [B, T] -> [B, 1, 1, T]
+torch::Tensor causal_mask(std::int64_t length, torch::Device device);  // [1, 1, L, L]
+// Packed rows: equal segments, 0 (padding) with nobody. [B, T], [B, S] -> [B, 1, T, S].
+torch::Tensor segment_mask(const torch::Tensor& query_segments, const torch::Tensor& key_segments);
+
+enum class AttentionKernel {
+  kExact,  // scores and softmax as written in the specification
+  kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
+};
+inline constexpr EnumNames<AttentionKernel, 2> kAttentionKernelNames{
+    {{{{AttentionKernel::kExact, "exact"}, {AttentionKernel::kFused, "fused"}}}};
+template <>
+struct EnumTable<AttentionKernel> {
+  static constexpr const auto& value = kAttentionKernelNames;
+};
+
+// What every layer of a stack needs of a mask, prepared once per forward pass.
+class AttentionMask {
+ public:
+  AttentionMask() = default;  // everything may be attended to
+  // `allowed`: bool, broadcastable to [B, 1, T, S].
+  explicit AttentionMask(const torch::Tensor& allowed,
+                         AttentionKernel kernel = AttentionKernel::kExact);
+
+  AttentionKernel kernel() const { return kernel_; }
+  bool allows_everything() const { return !blocked_.defined() && !bias_.defined(); }
+
+  const torch::Tensor& blocked() const { return blocked_; }  // kExact: bool, true = may not attend
+  const torch::Tensor& bias() const {
+    return bias_;
+  }  // kFused: float32, 0 or the lowest finite float
+  const torch::Tensor& has_key() const {
+    return has_key_;
+  }  // kFused: bool [.., T, 1], some key is allowed
+
+ private:
+  AttentionKernel kernel_ = AttentionKernel::kExact;
+  torch::Tensor blocked_;
+  torch::Tensor bias_;
+  torch::Tensor has_key_;
+};
+
+}  // namespace needle
