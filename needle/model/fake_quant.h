@@ -16,7 +16,7 @@ namespace needle {
 
 enum class FakeQuant { kNone, kInt4, kInt8 };
 inline constexpr EnumNames<FakeQuant, 3> kFakeQuantNames{
-    {{{{FakeQuant::kNone, "none"}, {FakeQuant::kInt4, "int4"}, {FakeQuant::kInt8, "int8"}}}};
+    {{{FakeQuant::kNone, "none"}, {FakeQuant::kInt4, "int4"}, {FakeQuant::kInt8, "int8"}}}};
 template <>
 struct EnumTable<FakeQuant> {
   static constexpr const auto& value = kFakeQuantNames;

@@ -24,7 +24,7 @@ enum class InitMethod {
   kCopy,
 };
 inline constexpr EnumNames<InitMethod, 2> kInitMethodNames{
-    {{{{InitMethod::kReference, "reference"}, {InitMethod::kCopy, "copy"}}}};
+    {{{InitMethod::kReference, "reference"}, {InitMethod::kCopy, "copy"}}}};
 template <>
 struct EnumTable<InitMethod> {
   static constexpr const auto& value = kInitMethodNames;

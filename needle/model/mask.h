@@ -20,7 +20,7 @@ enum class AttentionKernel {
   kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
 };
 inline constexpr EnumNames<AttentionKernel, 2> kAttentionKernelNames{
-    {{{{AttentionKernel::kExact, "exact"}, {AttentionKernel::kFused, "fused"}}}};
+    {{{AttentionKernel::kExact, "exact"}, {AttentionKernel::kFused, "fused"}}}};
 template <>
 struct EnumTable<AttentionKernel> {
   static constexpr const auto& value = kAttentionKernelNames;
