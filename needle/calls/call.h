@@ -18,7 +18,8 @@ struct Call {
   JsonValue to_json() const;  // {"name":...,"arguments":{...}}
 };
 
-// `answers`: a JSON array of {"name","arguments"} or a JSON string holding one. Throws DataError with the path.
+// `answers`: a JSON array of {"name","arguments"} or a JSON string holding one. Throws DataError
+// with the path.
 std::vector<Call> parse_calls(const JsonValue& answers);
 std::vector<Call> parse_calls_text(std::string_view text);
 
@@ -29,7 +30,8 @@ struct CallProblem {
   std::string path;     // "[0].arguments.city"
   std::string message;  // "expected a string, got 5"
 };
-// Known tool, known parameters, required ones present, types and enum values as declared. Empty: the call is valid.
+// Known tool, known parameters, required ones present, types and enum values as declared. Empty:
+// the call is valid.
 std::vector<CallProblem> validate_calls(std::span<const Call> calls, std::span<const Tool> tools);
 
 }  // namespace needle

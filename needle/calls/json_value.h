@@ -1,8 +1,8 @@
 // The JSON that the model reads and writes: keeps key order and the digits of every number.
 //
-// Behaves as Python's json module does in the reference (specification, section 4): of duplicate keys the last value
-// stays at the first one's place, NaN and Infinity pass, integers keep all digits, floats print in their shortest form
-// (1e5 -> 100000.0, 1e22 -> 1e+22).
+// Behaves as Python's json module does in the reference (specification, section 4): of duplicate
+// keys the last value stays at the first one's place, NaN and Infinity pass, integers keep all
+// digits, floats print in their shortest form (1e5 -> 100000.0, 1e22 -> 1e+22).
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,10 @@ class JsonValue {
   static JsonValue boolean(bool value);
   static JsonValue integer(std::int64_t value);
   static JsonValue number(double value);
+  // From a JSON number literal: integers keep their digits ("-0" is 0), floats take Python's
+  // shortest form. "NaN", "Infinity" and "-Infinity" are floats. Throws needle::Error if the text
+  // is none of these.
+  static JsonValue number_from_text(std::string_view literal);
   static JsonValue string(std::string value);  // UTF-8
   static JsonValue array(Array items = {});
   static JsonValue object(Object members = {});
@@ -39,7 +43,7 @@ class JsonValue {
 
   // Accessors throw needle::Error when the kind is another.
   bool as_bool() const;
-  std::optional<std::int64_t> as_int64() const;  // nothing if the integer does not fit
+  std::optional<std::int64_t> as_int64() const;  // of an integer; nothing if it does not fit
   double as_double() const;                      // of an integer or a float
   const std::string& number_text() const;        // canonical text of a number, as Python prints it
   const std::string& as_string() const;
@@ -49,9 +53,11 @@ class JsonValue {
   Object& members();
   const JsonValue* find(std::string_view key) const;  // nullptr if absent or not an object
   JsonValue* find(std::string_view key);
-  void set(std::string_view key, JsonValue value);  // replaces in place or appends; the value must be an object
+  void set(std::string_view key,
+           JsonValue value);  // replaces in place or appends; the value must be an object
 
-  // Equal as Python compares parsed text except that 5, 5.0 and "5" differ; key order does not matter.
+  // Equal as Python compares parsed text except that 5, 5.0 and "5" differ; key order does not
+  // matter.
   bool operator==(const JsonValue& other) const;
 
  private:
@@ -67,11 +73,20 @@ struct JsonParseResult {
   std::string error;               // "line 1 column 5: expected ','"
 };
 
-// Strict JSON plus NaN, Infinity and -Infinity, as Python's json.loads. Nesting over 200 is an error. Lone surrogate
-// escapes are kept as Python keeps them and written back as the same escape (internally as 3-byte WTF-8).
+inline constexpr int kMaxJsonDepth = 200;
+
+// Strict JSON plus NaN, Infinity and -Infinity, as Python's json.loads. Nesting over 200 is an
+// error, and so is text that is not UTF-8. Lone surrogate escapes are kept as Python keeps them and
+// written back as the same escape (internally as 3-byte WTF-8).
 JsonParseResult parse_json_value(std::string_view text);
 
+// Length of the number at the start of `text`: the longest
+// -?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?; 0 if none.
+std::size_t json_number_length(std::string_view text);
+
 enum class JsonEscapes { kAscii, kUtf8 };  // "\u00e9" as the reference writes it, or raw UTF-8
+
+// The writers always give valid UTF-8: a broken byte inside a string becomes U+FFFD.
 
 // Without spaces: {"a":1,"b":[true,null]}.
 std::string write_compact(const JsonValue& value, JsonEscapes escapes = JsonEscapes::kAscii);

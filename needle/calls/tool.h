@@ -11,14 +11,15 @@ namespace needle {
 
 struct ToolParameter {
   std::string name;
-  std::string type;  // JSON Schema type name: string, number, integer, boolean, array, object; "" if unstated
+  std::string type;  // JSON Schema type name: string, number, integer, boolean, array, object; ""
+                     // if unstated
   std::string description;
   bool required = false;
   JsonValue schema;  // the parameter's whole object as declared
 };
 
-// `declared` is what prompts are made from: the object as the user wrote it (an OpenAI {"type":"function",...} wrapper
-// and an MCP inputSchema are unwrapped on reading).
+// `declared` is what prompts are made from: the object as the user wrote it (an OpenAI
+// {"type":"function",...} wrapper and an MCP inputSchema are unwrapped on reading).
 struct Tool {
   std::string name;
   std::string description;
@@ -29,8 +30,9 @@ struct Tool {
 };
 
 // `tools`: a JSON array, a JSON string holding one, an MCP {"tools":[...]} object. Each tool flat
-// ({"parameters":{p:{"type",...,"required":bool}}}) or JSON Schema ({"parameters":{"type":"object","properties":{...},
-// "required":[...]}}). Throws DataError naming the tool's index and the JSON path.
+// ({"parameters":{p:{"type",...,"required":bool}}}) or JSON Schema
+// ({"parameters":{"type":"object","properties":{...}, "required":[...]}}). Throws DataError naming
+// the tool's index and the JSON path.
 std::vector<Tool> parse_tools(const JsonValue& tools);
 std::vector<Tool> parse_tools_text(std::string_view text);
 

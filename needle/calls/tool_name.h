@@ -22,11 +22,12 @@ struct NormalizedTools {
   std::string tools_json;  // compact; the input unchanged if it is not a JSON array
   std::vector<std::pair<std::string, std::string>> original_by_snake;  // in order of the tools
 };
-NormalizedTools normalize_tool_names(std::string_view tools_json, NameStyle style = NameStyle::kUnique,
+NormalizedTools normalize_tool_names(std::string_view tools_json,
+                                     NameStyle style = NameStyle::kUnique,
                                      JsonEscapes escapes = JsonEscapes::kAscii);
 
-// Output text with the original names. Text that parses is written compactly again; other text gets plain
-// replacement, longest snake name first.
+// Output text with the original names. Text that parses is written compactly again; other text gets
+// plain replacement, longest snake name first.
 std::string restore_tool_names(std::string_view text, const NormalizedTools& tools,
                                JsonEscapes escapes = JsonEscapes::kAscii);
 
