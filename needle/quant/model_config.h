@@ -1,5 +1,5 @@
-// The shape of the network, shared by training and inference: what a checkpoint and a weights file both carry.
-// Specification, section 1.
+// The shape of the network, shared by training and inference: what a checkpoint and a weights file
+// both carry. Specification, section 1.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace needle {
 
 enum class Activation { kDrelu, kSwiglu, kGeglu };
 inline constexpr EnumNames<Activation, 3> kActivationNames{{{{Activation::kDrelu, "drelu"},
-                                                            {Activation::kSwiglu, "swiglu"},
-                                                            {Activation::kGeglu, "geglu"}}}};
+                                                             {Activation::kSwiglu, "swiglu"},
+                                                             {Activation::kGeglu, "geglu"}}}};
 template <>
 struct EnumTable<Activation> {
   static constexpr const auto& value = kActivationNames;
@@ -36,12 +36,12 @@ struct ModelConfig {
   std::int64_t contrastive_dim = 128;
   std::int64_t pad_token_id = 0;
 
-  std::int64_t head_dim() const { return d_model / num_heads; }          // D
-  std::int64_t kv_dim() const { return num_kv_heads * head_dim(); }      // K*D
+  std::int64_t head_dim() const { return d_model / num_heads; }      // D
+  std::int64_t kv_dim() const { return num_kv_heads * head_dim(); }  // K*D
   std::int64_t parameter_count() const;
 
-  // Throws ConfigError naming `where` and the field: sizes at least 1, heads divide d_model, kv heads divide heads,
-  // even head size, d_model a multiple of 4 (contrastive hidden size).
+  // Throws ConfigError naming `where` and the field: sizes at least 1, heads divide d_model, kv
+  // heads divide heads, even head size, d_model a multiple of 4 (contrastive hidden size).
   void validate(std::string_view where) const;
   bool operator==(const ModelConfig&) const = default;
 
@@ -56,7 +56,8 @@ struct ModelConfig {
     visit("d_ff", self.d_ff, "Hidden width of the feed-forward ablation");
     visit("activation", self.activation, "Feed-forward ablation: drelu, swiglu or geglu");
     visit("no_feedforward", self.no_feedforward, "True: attention only, as the released model");
-    visit("max_seq_len", self.max_seq_len, "Longest sequence used in training; RoPE is not limited by it");
+    visit("max_seq_len", self.max_seq_len,
+          "Longest sequence used in training; RoPE is not limited by it");
     visit("rope_theta", self.rope_theta, "Base of the rotary angles");
     visit("contrastive_dim", self.contrastive_dim, "Size of a retrieval embedding");
     visit("pad_token_id", self.pad_token_id, "Id of padding");
