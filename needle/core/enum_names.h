@@ -39,7 +39,8 @@ struct EnumNames {
   }
 };
 
-// An enum that appears in a config specialises this: `static constexpr const auto& value = kActivationNames;`
+// An enum that appears in a config specialises this: `static constexpr const auto& value =
+// kActivationNames;`
 template <typename Enum>
 struct EnumTable;
 

@@ -1,4 +1,5 @@
-// Exceptions at the boundary (files, configs, data, command lines) and checks against misuse by a caller.
+// Exceptions at the boundary (files, configs, data, command lines) and checks against misuse by a
+// caller.
 //
 // A message says where (file:line or field path), what was expected, what came and what to do next.
 // Only a `main` prints and exits: needle/core/exit_code.h maps these types to exit codes.
@@ -17,7 +18,8 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A setting, a config file or a command line is wrong: the user has to change what was asked. Exit code 2.
+// A setting, a config file or a command line is wrong: the user has to change what was asked. Exit
+// code 2.
 class ConfigError : public Error {
  public:
   using Error::Error;
@@ -48,19 +50,20 @@ class Interrupted : public Error {
 };
 
 namespace internal {
-[[noreturn]] void check_failed(const char* file, int line, const char* condition, std::string message);
+[[noreturn]] void check_failed(const char* file, int line, const char* condition,
+                               std::string message);
 }  // namespace internal
 
 }  // namespace needle
 
 // Always on: misuse by a caller throws needle::Error with the place and the condition.
 // Usage: NEEDLE_CHECK(a == b, "a is {}, b is {}", a, b);
-#define NEEDLE_CHECK(condition, ...)                                                  \
-  do {                                                                                \
-    if (!(condition)) [[unlikely]] {                                                  \
-      ::needle::internal::check_failed(__FILE__, __LINE__, #condition,                \
-                                       ::needle::format(__VA_ARGS__));                \
-    }                                                                                 \
+#define NEEDLE_CHECK(condition, ...)                                   \
+  do {                                                                 \
+    if (!(condition)) [[unlikely]] {                                   \
+      ::needle::internal::check_failed(__FILE__, __LINE__, #condition, \
+                                       ::needle::format(__VA_ARGS__)); \
+    }                                                                  \
   } while (false)
 
 // In hot loops: as NEEDLE_CHECK in debug builds, nothing in release builds.

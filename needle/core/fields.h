@@ -1,4 +1,5 @@
-// A config struct describes its fields once; reading, writing, --set and the table in docs/config.md follow.
+// A config struct describes its fields once; reading, writing, --set and the table in
+// docs/config.md follow.
 //
 //   struct MuonConfig {
 //     double peak_lr = 0.02;
@@ -10,8 +11,8 @@
 //     }
 //   };
 //
-// A field may be bool, an integer, double, std::string, std::filesystem::path, an enum with an EnumTable,
-// std::optional or std::vector of these, or another such struct.
+// A field may be bool, an integer, double, std::string, std::filesystem::path, an enum with an
+// EnumTable, std::optional or std::vector of these, or another such struct.
 #pragma once
 
 #include <cstdint>
@@ -30,22 +31,26 @@
 namespace needle {
 
 template <typename T>
-concept FieldStruct = requires(T& value) { T::visit_fields(value, [](auto&&...) {}); };
+concept FieldStruct = requires(T& value) {
+  T::visit_fields(value, [](auto&&...) {});
+};
 
 // The candidate with the least edit distance to `name`, or nothing if none is near.
-std::optional<std::string> nearest_name(std::string_view name, std::span<const std::string> candidates);
+std::optional<std::string> nearest_name(std::string_view name,
+                                        std::span<const std::string> candidates);
 
-// Reads `json` into a copy of `defaults`. Throws ConfigError naming `where` and the field path: an unknown key (with
-// the nearest known name), a wrong type (with what was expected and what came), an integer out of range.
+// Reads `json` into a copy of `defaults`. Throws ConfigError naming `where` and the field path: an
+// unknown key (with the nearest known name), a wrong type (with what was expected and what came),
+// an integer out of range.
 template <FieldStruct T>
 T from_json(const Json& json, std::string_view where, const T& defaults = {});
 
-// Every field, defaults included.
+// Every field, defaults included. Throws needle::Error on a number that is not finite.
 template <FieldStruct T>
 Json to_json(const T& value);
 
-// Applies "a.b=c" to a config as JSON would: c is parsed as JSON and, failing that, taken as a string.
-// Throws ConfigError as from_json does.
+// Applies "a.b=c" to a config as JSON would: c is parsed as JSON and taken as a string if it is
+// none or if the field wants text. Throws ConfigError as from_json does; `value` is then as before.
 template <FieldStruct T>
 void apply_override(T& value, std::string_view assignment);
 

@@ -14,8 +14,9 @@ namespace needle {
 // Throws FileError naming the path and the system's reason.
 std::string read_file(const std::filesystem::path& path);
 
-// Writes a temporary name in the same folder, fsyncs it, renames it over `path`, fsyncs the folder. On any failure
-// the temporary file is removed, what stood at `path` is untouched, and FileError is thrown.
+// Writes a temporary name in the same folder, fsyncs it, renames it over `path`, fsyncs the folder.
+// On any failure the temporary file is removed, what stood at `path` is untouched, and FileError is
+// thrown. A symbolic link keeps pointing where it did; a device or a folder at `path` is refused.
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 
 // The same for output written piece by piece: nothing stands at `path` until commit() returns.
@@ -34,6 +35,9 @@ class AtomicFileWriter {
   void commit();
 
  private:
+  void flush(std::string_view bytes);
+  void discard() noexcept;
+
   std::filesystem::path path_;
   std::filesystem::path temporary_path_;
   std::string buffer_;
@@ -41,8 +45,10 @@ class AtomicFileWriter {
   int descriptor_ = -1;
 };
 
-// A folder made complete under a temporary name and renamed into place: a checkpoint exists whole or not at all.
-// An existing `path` is replaced. The destructor of an uncommitted one removes the temporary folder.
+// A folder made complete under a temporary name and renamed into place: a checkpoint exists whole
+// or not at all. commit() waits until every file inside is on disk. An existing `path` is replaced,
+// by swapping the two names where the file system can. The destructor of an uncommitted one removes
+// the temporary folder.
 class AtomicDirectory {
  public:
   explicit AtomicDirectory(std::filesystem::path path);
@@ -59,8 +65,12 @@ class AtomicDirectory {
   bool committed_ = false;
 };
 
-// A read-only memory map. Movable; the bytes stay valid as long as the object lives. Reading from several threads is
-// safe. An empty file maps to an empty span.
+// Removes what killed writers left in `folder`. Call it only where no other process is writing.
+// Never throws.
+void remove_leftovers(const std::filesystem::path& folder);
+
+// A read-only memory map. Movable; the bytes stay valid as long as the object lives. Reading from
+// several threads is safe. An empty file maps to an empty span.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -84,10 +94,12 @@ std::string sha256_hex(std::span<const std::byte> bytes);
 std::string sha256_hex(std::string_view bytes);
 std::string sha256_file(const std::filesystem::path& path);
 
-// CRC-32C (Castagnoli), as in TensorBoard records and the sections of a weights file.
+// CRC-32C (Castagnoli), as in TensorBoard records and the sections of a weights file. To go on with
+// more bytes, pass the result so far as `seed`.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t seed = 0);
 
-// $NEEDLE_HOME, or $XDG_CACHE_HOME/needle, or ~/.cache/needle. Not created.
+// $NEEDLE_HOME, or $XDG_CACHE_HOME/needle, or ~/.cache/needle. Not created. Throws ConfigError if
+// none is set.
 std::filesystem::path needle_home();
 
 }  // namespace needle

@@ -1,5 +1,6 @@
-// The JSON type of configs, reports and file headers: keeps the order of keys. (The text that a model reads and
-// writes has its own, needle/calls/json_value.h, because nlohmann's drops digits of long integers.)
+// The JSON type of configs, reports and file headers: keeps the order of keys. (The text that a
+// model reads and writes has its own, needle/calls/json_value.h, because nlohmann's drops digits of
+// long integers.)
 #pragma once
 
 #include <filesystem>
@@ -12,7 +13,7 @@ namespace needle {
 using Json = nlohmann::ordered_json;
 
 // `where` names the source in messages, e.g. a path. Throws FormatError with line and column.
-// A nesting depth over 200 is refused.
+// A nesting depth over 200 and a key that occurs twice in one object are refused.
 Json parse_json(std::string_view text, std::string_view where);
 
 Json read_json_file(const std::filesystem::path& path);

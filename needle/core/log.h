@@ -1,4 +1,5 @@
-// Logging to stderr: results belong on stdout. Libraries below `train`, `synth` and `apps` log nothing.
+// Logging to stderr: results belong on stdout. Libraries below `train`, `synth` and `apps` log
+// nothing.
 #pragma once
 
 #include <string>
@@ -10,7 +11,8 @@ namespace needle {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
-// Default: kInfo, or what the environment variable NEEDLE_LOG names (debug, info, warning, error, off).
+// Default: kInfo, or what the environment variable NEEDLE_LOG names (debug, info, warning, error,
+// off).
 void set_log_level(LogLevel level);
 
 // Thread-safe; one line a call.

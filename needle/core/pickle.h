@@ -1,8 +1,9 @@
 // Reads a Python pickle of plain data and numpy arrays without executing anything in it.
 //
-// A pickle is a program for a stack machine that may import and call any function. This reader knows only the opcodes
-// that build None, bool, int, float, str, bytes, list, tuple, dict and numpy arrays (protocols 0 to 5), and a short
-// list of names that an array's pickle mentions; anything else is refused with a reason.
+// A pickle is a program for a stack machine that may import and call any function. This reader
+// knows only the opcodes that build None, bool, int, float, str, bytes, list, tuple, dict and numpy
+// arrays (protocols 0 to 5), and a short list of names that an array's pickle mentions; anything
+// else is refused with a reason.
 #pragma once
 
 #include <cstddef>
@@ -30,14 +31,17 @@ struct PickleArray {
 // A value tree. Shared sub-objects of the file are copied.
 struct PickleValue {
   using List = std::vector<PickleValue>;
-  using Dict = std::vector<std::pair<std::string, PickleValue>>;  // insertion order; string keys only
-  std::variant<std::monostate, bool, std::int64_t, double, std::string, List, Dict, PickleArray> value;
+  using Dict =
+      std::vector<std::pair<std::string, PickleValue>>;  // insertion order; string keys only
+  std::variant<std::monostate, bool, std::int64_t, double, std::string, List, Dict, PickleArray>
+      value;
 
   bool is_dict() const { return std::holds_alternative<Dict>(value); }
   const PickleValue* find(std::string_view key) const;  // nullptr if absent or not a dict
 };
 
-// Throws FormatError with the byte offset and the reason. Memory is bounded by a small multiple of the input.
+// Throws FormatError with the byte offset and the reason. Memory is bounded by a small multiple of
+// the input.
 PickleValue read_pickle(std::span<const std::byte> bytes);
 PickleValue read_pickle_file(const std::filesystem::path& path);
 

@@ -1,4 +1,5 @@
-// A progress bar on stderr: silent when stderr is not a terminal, and for work shorter than two seconds.
+// A progress bar on stderr: silent when stderr is not a terminal, and for work shorter than two
+// seconds.
 #pragma once
 
 #include <chrono>

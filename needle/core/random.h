@@ -8,7 +8,8 @@
 
 namespace needle {
 
-// PCG32 (M. O'Neill, 2014): 64 bits of state, plain data, so that a checkpoint can hold it. Not thread-safe.
+// PCG32 (M. O'Neill, 2014): 64 bits of state, plain data, so that a checkpoint can hold it. Not
+// thread-safe.
 class Random {
  public:
   explicit Random(std::uint64_t seed, std::uint64_t stream = 0);
@@ -31,8 +32,9 @@ class Random {
   std::uint64_t increment_;
 };
 
-// A seed for one purpose at one place in a run: every draw follows from (seed, purpose, step, rank) alone, so a
-// resumed run draws what an uninterrupted one would.
-std::uint64_t derive_seed(std::uint64_t seed, std::string_view purpose, std::uint64_t step = 0, std::uint64_t rank = 0);
+// A seed for one purpose at one place in a run: every draw follows from (seed, purpose, step, rank)
+// alone, so a resumed run draws what an uninterrupted one would.
+std::uint64_t derive_seed(std::uint64_t seed, std::string_view purpose, std::uint64_t step = 0,
+                          std::uint64_t rank = 0);
 
 }  // namespace needle

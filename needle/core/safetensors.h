@@ -38,19 +38,20 @@ struct TensorView {
   std::int64_t element_count() const;
 };
 
-// Values of a floating-point or integer tensor, widened to the type asked for. Throws FormatError on a dtype that
-// cannot be widened without loss.
+// Values of a floating-point or integer tensor, widened to the type asked for. Throws FormatError
+// on a dtype that cannot be widened without loss.
 std::vector<float> to_floats(const TensorView& tensor);
 std::vector<std::int32_t> to_ints(const TensorView& tensor);
 
-float half_to_float(std::uint16_t bits);           // IEEE binary16
-std::uint16_t float_to_half(float value);          // round half to even
+float half_to_float(std::uint16_t bits);   // IEEE binary16
+std::uint16_t float_to_half(float value);  // round half to even
 float bfloat16_to_float(std::uint16_t bits);
-std::uint16_t float_to_bfloat16(float value);      // round half to even
+std::uint16_t float_to_bfloat16(float value);  // round half to even
 
-// A mapped file. Opening checks the header's length, its JSON, every dtype, shape, offset, that tensors neither
-// overlap nor leave holes, and the file's size; throws FormatError naming the path and the tensor.
-// Views point into the map: they live as long as this object. Safe to read from several threads.
+// A mapped file. Opening checks the header's length, its JSON, every dtype, shape, offset, that
+// tensors neither overlap nor leave holes, and the file's size; throws FormatError naming the path
+// and the tensor. Views point into the map: they live as long as this object. Safe to read from
+// several threads.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);
@@ -61,15 +62,18 @@ class SafetensorsFile {
   const std::map<std::string, TensorView, std::less<>>& tensors() const;
   const std::map<std::string, std::string, std::less<>>& metadata() const;
   bool contains(std::string_view name) const;
-  const TensorView& at(std::string_view name) const;  // throws FormatError naming what the file holds instead
+  const TensorView& at(
+      std::string_view name) const;  // throws FormatError naming what the file holds instead
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-// Writes atomically; tensors in the order of their names, the header padded so that data starts at a multiple of 64.
-void write_safetensors(const std::filesystem::path& path, const std::map<std::string, TensorView, std::less<>>& tensors,
+// Writes atomically; tensors in the order of their names, the header padded so that data starts at
+// a multiple of 64.
+void write_safetensors(const std::filesystem::path& path,
+                       const std::map<std::string, TensorView, std::less<>>& tensors,
                        const std::map<std::string, std::string, std::less<>>& metadata = {});
 
 }  // namespace needle

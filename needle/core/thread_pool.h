@@ -17,9 +17,10 @@ class ThreadPool {
 
   std::size_t thread_count() const;
 
-  // Calls body(begin, end) over disjoint chunks that cover [0, count), at least `grain` items a chunk, and returns
-  // when all are done. The first exception is rethrown here. Chunk borders depend only on count, grain and
-  // thread_count. Calls from several threads take turns; nested calls run serially.
+  // Calls body(begin, end) over disjoint chunks that cover [0, count), at least `grain` items a
+  // chunk, and returns when all are done. The first exception is rethrown here. Chunk borders
+  // depend only on count, grain and thread_count. Calls from several threads take turns; nested
+  // calls run serially.
   void parallel_for(std::size_t count, std::size_t grain,
                     const std::function<void(std::size_t begin, std::size_t end)>& body);
 
