@@ -81,14 +81,16 @@ function(needle_add_test name)
   endforeach()
 endfunction()
 
-# needle_add_app(needle_run SOURCES main.cpp LINKS ... [TORCH]): the binary is named with dashes, needle-run.
+# needle_add_app(needle_run SOURCES main.cpp LINKS ... [TORCH]): the binary is named with dashes, needle-run,
+# the target needle_run_app: needle_data, needle_train, ... are libraries.
 function(needle_add_app name)
   cmake_parse_arguments(ARG "TORCH" "" "SOURCES;LINKS" ${ARGN})
-  add_executable(${name} ${ARG_SOURCES})
+  set(target "${name}_app")
+  add_executable(${target} ${ARG_SOURCES})
   string(REPLACE "_" "-" output "${name}")
-  set_target_properties(${name} PROPERTIES OUTPUT_NAME "${output}")
-  target_link_libraries(${name} PRIVATE ${ARG_LINKS} CLI11::CLI11 needle::warnings)
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME "${output}")
+  target_link_libraries(${target} PRIVATE ${ARG_LINKS} CLI11::CLI11 needle::warnings)
   if(ARG_TORCH)
-    _needle_use_torch(${name})
+    _needle_use_torch(${target})
   endif()
 endfunction()
