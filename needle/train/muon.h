@@ -1,0 +1,57 @@
+// Muon: momentum on orthogonalised gradients, for dense kernels. Specification, section 7.
+// Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "needle/core/enum_names.h"
+
+namespace needle {
+
+enum class NewtonSchulzDtype { kFloat32, kBfloat16 };
+inline constexpr EnumNames<NewtonSchulzDtype, 2> kNewtonSchulzDtypeNames{
+    {{{NewtonSchulzDtype::kFloat32, "float32"}, {NewtonSchulzDtype::kBfloat16, "bfloat16"}}}};
+template <>
+struct EnumTable<NewtonSchulzDtype> {
+  static constexpr const auto& value = kNewtonSchulzDtypeNames;
+};
+
+struct MuonConfig {
+  double peak_lr = 0.02;
+  double momentum = 0.95;
+  double weight_decay = 0.01;
+  std::int64_t newton_schulz_steps = 5;
+  NewtonSchulzDtype newton_schulz_dtype = NewtonSchulzDtype::kFloat32;
+
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("peak_lr", self.peak_lr, "Learning rate after warmup");
+    visit("momentum", self.momentum,
+          "Decay of the momentum; the update looks ahead along it (Nesterov)");
+    visit("weight_decay", self.weight_decay,
+          "Added to the update, times the weight, before the learning rate");
+    visit("newton_schulz_steps", self.newton_schulz_steps, "Iterations of the orthogonalisation");
+    visit("newton_schulz_dtype", self.newton_schulz_dtype,
+          "float32 is exact to the reference; bfloat16 is faster where the hardware has it");
+  }
+};
+
+// The nearest semi-orthogonal matrix to each of `gradients` (all [rows, columns]), approximately:
+// singular values end near 1 (0.7 to 1.2), not at it. A zero matrix stays zero. float32 out,
+// whatever `dtype` the products are taken in. Matrices of one shape (or its transpose) go through
+// together; the results keep the order.
+std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradients,
+                                         std::int64_t steps = 5,
+                                         NewtonSchulzDtype dtype = NewtonSchulzDtype::kFloat32);
+torch::Tensor orthogonalize(const torch::Tensor& gradient);
+
+// One update of every parameter, in place: g = orthogonalize(gradient); m = momentum * m + g;
+// parameter -= lr * (g + momentum * m + weight_decay * parameter). No factor for the shape.
+void muon_step(const std::vector<torch::Tensor>& parameters,
+               const std::vector<torch::Tensor>& gradients,
+               const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config);
+
+}  // namespace needle

@@ -1,0 +1,101 @@
+// The optimiser of a run: one clip over everything, then Muon for the dense kernels and AdamW for
+// the rest. Specification, section 7.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "needle/model/needle.h"
+#include "needle/model/tensor_view.h"
+#include "needle/train/adamw.h"
+#include "needle/train/muon.h"
+#include "needle/train/schedule.h"
+
+namespace needle {
+
+struct OptimizerConfig {
+  MuonConfig muon;
+  AdamConfig adam;
+  ScheduleConfig schedule;
+  double max_grad_norm = 1.0;
+  bool step_without_gradient = false;
+
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("muon", self.muon, "Dense kernels");
+    visit("adam", self.adam, "Embedding, norms, gates, biases, temperature");
+    visit("schedule", self.schedule, "Warmup, stable, decay; one for both groups");
+    visit("max_grad_norm", self.max_grad_norm,
+          "Clip the norm over all gradients to this; 0: never");
+    visit("step_without_gradient", self.step_without_gradient,
+          "As the reference: a parameter without gradient counts as one of zeros, so decay and "
+          "momentum move it");
+  }
+};
+
+// Refers to the parameters it was given and writes them in place. Not thread-safe.
+class Optimizer {
+ public:
+  // The parameters of `model`, already on their device: Muon takes its kernel_names().
+  // Throws ConfigError on a setting out of range.
+  Optimizer(const Needle& model, const OptimizerConfig& config, std::int64_t total_steps);
+  // `muon_names`: those of `parameters` that Muon takes, each 2-D.
+  Optimizer(const NamedTensors& parameters, const std::vector<std::string>& muon_names,
+            const OptimizerConfig& config, std::int64_t total_steps);
+
+  void zero_grad();  // gradients become undefined
+
+  // Norm over all gradients before clipping, float32 [] on their device; 0 if there is none.
+  torch::Tensor grad_norm() const;
+
+  // Clips by `grad_norm` (gradients are unchanged below max_grad_norm, else divided by the norm),
+  // updates every parameter, counts one update. The caller made sure that the norm is finite. A
+  // parameter without gradient is left alone, its state too: decay would shrink what nothing
+  // trains.
+  void step(double grad_norm);
+  double step();  // with grad_norm(), which it returns; waits for the device
+
+  std::int64_t updates() const { return updates_; }  // done so far
+  double lr_adam() const;                            // of the next update: what step() will use
+  double lr_muon() const;
+  const Schedule& schedule() const { return schedule_; }
+  const OptimizerConfig& config() const { return config_; }
+
+  // Everything that a resumed run needs: "updates" (int64 []), "muon.momentum.NAME", "adam.m.NAME",
+  // "adam.v.NAME" and "adam.updates.NAME" (int64 [], that parameter's own count, for its bias
+  // correction). The tensors are the live ones: clone them or write them before the next step.
+  NamedTensors state_dict() const;
+
+  // Copies. Throws FormatError naming the tensor that is missing, unknown or of another shape or
+  // dtype; the state is then unchanged.
+  void load_state_dict(const NamedTensors& state);
+
+ private:
+  struct MuonLeaf {
+    std::string name;
+    torch::Tensor parameter;
+    torch::Tensor momentum;
+  };
+  struct AdamLeaf {
+    std::string name;
+    torch::Tensor parameter;
+    torch::Tensor first_moment;
+    torch::Tensor second_moment;
+    std::int64_t updates = 0;
+  };
+
+  std::vector<torch::Tensor> gradients() const;
+  void step_muon();
+  void step_adam();
+
+  OptimizerConfig config_;
+  Schedule schedule_;
+  std::vector<MuonLeaf> muon_;
+  std::vector<AdamLeaf> adam_;
+  std::int64_t updates_ = 0;
+};
+
+}  // namespace needle

@@ -1,0 +1,97 @@
+// One optimisation step: the recipe. Logging, saving and evaluating live around it, in the trainer.
+// Specification, sections 5 to 7.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include <torch/torch.h>
+
+#include "needle/data/batch.h"
+#include "needle/model/needle.h"
+#include "needle/train/loss.h"
+#include "needle/train/optimizer.h"
+
+namespace needle {
+
+struct QuantConfig {
+  std::int64_t every = 100;
+  FakeQuant kernels = FakeQuant::kInt4;
+  FakeQuant embedding = FakeQuant::kNone;
+
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("every", self.every,
+          "Train through quantised weights at every so-manieth step, 1: every step, 0: never");
+    visit("kernels", self.kernels, "Dense kernels on those steps: int4, int8 or none");
+    visit("embedding", self.embedding, "The embedding on those steps: int4, int8 or none");
+  }
+};
+
+struct TrainStepConfig {
+  LossConfig loss;
+  QuantConfig quant;
+  std::int64_t contrastive_every = 1000;
+  bool weighted = true;
+
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("weighted", self.weighted,
+          "Weigh targets by token class, where the data has classes (pretraining data has none)");
+    visit("loss", self.loss, "Loss weights");
+    visit("quant", self.quant, "Quantisation-aware training");
+    visit("contrastive_every", self.contrastive_every,
+          "Add the retrieval loss at every so-manieth step (not at step 0); 0: never");
+  }
+};
+
+struct StepReport {
+  std::int64_t step = 0;
+  double loss = 0.0;                  // text loss: cross_entropy + z
+  double cross_entropy = 0.0;         // weighted
+  double z = 0.0;                     // times its weight
+  std::optional<double> contrastive;  // unweighted; on contrastive steps
+  double grad_norm = 0.0;             // before clipping
+  double lr_adam = 0.0;               // the rates of this update
+  double lr_muon = 0.0;
+  std::int64_t source_tokens = 0;  // non-pad
+  std::int64_t target_tokens = 0;
+  bool quantized = false;  // the step went through quantised weights
+  bool skipped =
+      false;  // a loss or gradient was not finite: neither parameters nor optimiser changed
+  std::string skip_reason;  // "loss is nan", "gradient norm is inf (first in encoder.layers.0...)"
+};
+
+// Refers to the model and the optimiser; both must outlive it. Not thread-safe.
+class TrainStep {
+ public:
+  // Throws ConfigError on a setting out of range. `seed` and `rank` decide the dropout masks,
+  // together with the step.
+  TrainStep(Needle model, Optimizer& optimizer, const TrainStepConfig& config, torch::Device device,
+            std::uint64_t seed, std::uint64_t rank = 0);
+
+  bool is_contrastive_step(std::int64_t step) const;  // then run() wants a contrastive batch
+  bool is_quantized_step(std::int64_t step) const;
+
+  // One update from one or more micro-batches. Accumulation follows the rule "as if it were one
+  // batch": each micro-batch's cross-entropy is divided by the non-pad targets of all of them and
+  // its z-loss by the positions of all of them, and the gradients add up. (The reference's rule for
+  // several devices differs: each divides by its own tokens, then the gradients are averaged.)
+  // `contrastive`: null leaves that loss out, also on a contrastive step (a data set without
+  // positive tools). Everything random follows from seed, rank and `step` alone. Deterministic on a
+  // CPU with one thread. The model is in training mode afterwards. Waits for the device once.
+  StepReport run(std::int64_t step, std::span<const Batch> micro_batches,
+                 const ContrastiveBatch* contrastive = nullptr);
+
+ private:
+  Needle model_;
+  Optimizer& optimizer_;
+  TrainStepConfig config_;
+  torch::Device device_;
+  std::uint64_t seed_;
+  std::uint64_t rank_;
+};
+
+}  // namespace needle
