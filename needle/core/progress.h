@@ -35,4 +35,22 @@ class Progress {
   std::chrono::steady_clock::time_point last_draw_;
 };
 
+namespace internal {
+
+// The text of one bar, for Progress and its test.
+struct ProgressLine {
+  std::string_view title;
+  std::string_view unit;
+  std::string_view note;
+  std::uint64_t done = 0;
+  std::uint64_t total = 0;
+  double seconds = 0.0;  // since the start
+};
+std::string progress_text(const ProgressLine& line);
+
+// Wipes a bar that is on the screen, so that a log line does not run into it. Thread-safe.
+void clear_progress_line() noexcept;
+
+}  // namespace internal
+
 }  // namespace needle

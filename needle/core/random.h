@@ -1,6 +1,7 @@
 // Random numbers that are the same on every platform and standard library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -12,7 +13,14 @@ namespace needle {
 // thread-safe.
 class Random {
  public:
+  struct State {
+    std::uint64_t state = 0;
+    std::uint64_t increment = 1;
+  };
+
   explicit Random(std::uint64_t seed, std::uint64_t stream = 0);
+  static Random from_state(const State& state);  // goes on where state() was taken
+  State state() const { return {.state = state_, .increment = increment_}; }
 
   std::uint32_t next_u32();
   std::uint64_t next_u64();

@@ -1,0 +1,166 @@
+#include "needle/core/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "needle/core/error.h"
+
+namespace needle {
+namespace {
+
+thread_local bool inside_parallel_for = false;
+
+}  // namespace
+
+struct ThreadPool::Impl {
+  explicit Impl(std::size_t threads) {
+    workers.reserve(threads - 1);
+    try {
+      for (std::size_t i = 1; i < threads; ++i) {
+        workers.emplace_back([this] { work(); });
+      }
+    } catch (...) {
+      stop();
+      throw;
+    }
+  }
+  ~Impl() { stop(); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  using Body = std::function<void(std::size_t, std::size_t)>;
+
+  struct Job {
+    const Body* body = nullptr;
+    std::size_t count = 0;
+    std::size_t chunks = 0;
+  };
+
+  // Chunk i of n near-equal ones; the first `count % n` are one longer.
+  static void run_chunk(const Job& job, std::size_t i) {
+    const std::size_t size = job.count / job.chunks;
+    const std::size_t longer = job.count % job.chunks;
+    const std::size_t begin = i * size + std::min(i, longer);
+    (*job.body)(begin, begin + size + (i < longer ? 1 : 0));
+  }
+
+  static void run_serially(const Job& job) {
+    for (std::size_t i = 0; i < job.chunks; ++i) {
+      run_chunk(job, i);
+    }
+  }
+
+  // Takes chunks until none is left. After an exception the rest is skipped.
+  void run_chunks(const Job& job) {
+    inside_parallel_for = true;
+    for (;;) {
+      const std::size_t i = next_chunk.fetch_add(1, std::memory_order_relaxed);
+      if (i >= job.chunks) {
+        break;
+      }
+      try {
+        run_chunk(job, i);
+      } catch (...) {
+        next_chunk.store(job.chunks, std::memory_order_relaxed);
+        const std::lock_guard lock(mutex);
+        if (!failure) {
+          failure = std::current_exception();
+        }
+      }
+    }
+    inside_parallel_for = false;
+  }
+
+  void work() {
+    std::uint64_t seen = 0;
+    std::unique_lock lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return stopping || generation != seen; });
+      if (stopping) {
+        return;
+      }
+      seen = generation;
+      const Job my_job = current;
+      lock.unlock();
+      run_chunks(my_job);
+      lock.lock();
+      if (--busy == 0) {
+        idle.notify_one();
+      }
+    }
+  }
+
+  void run(const Job& job) {
+    const std::lock_guard turn(turns);
+    {
+      const std::lock_guard lock(mutex);
+      current = job;
+      next_chunk.store(0, std::memory_order_relaxed);
+      busy = workers.size();
+      failure = nullptr;
+      ++generation;
+    }
+    wake.notify_all();
+    run_chunks(job);
+    std::unique_lock lock(mutex);
+    idle.wait(lock, [&] { return busy == 0; });
+    if (failure) {
+      std::rethrow_exception(std::exchange(failure, nullptr));
+    }
+  }
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) {
+      worker.join();
+    }
+    workers.clear();
+  }
+
+  std::vector<std::thread> workers;
+  std::mutex turns;  // one parallel_for at a time
+  std::mutex mutex;  // guards what follows, next_chunk excepted
+  std::condition_variable wake;
+  std::condition_variable idle;
+  Job current;
+  std::uint64_t generation = 0;
+  std::size_t busy = 0;  // workers that have not finished this generation
+  std::exception_ptr failure;
+  bool stopping = false;
+  std::atomic<std::size_t> next_chunk{0};
+};
+
+ThreadPool::ThreadPool(std::size_t threads)
+    : impl_(std::make_unique<Impl>(
+          threads > 0 ? threads : std::max<std::size_t>(1, std::thread::hardware_concurrency()))) {}
+
+ThreadPool::~ThreadPool() = default;
+
+std::size_t ThreadPool::thread_count() const { return impl_->workers.size() + 1; }
+
+void ThreadPool::parallel_for(std::size_t count, std::size_t grain,
+                              const std::function<void(std::size_t begin, std::size_t end)>& body) {
+  if (count == 0) {
+    return;
+  }
+  const std::size_t most = count / std::max<std::size_t>(grain, 1);
+  const Impl::Job job{
+      .body = &body, .count = count, .chunks = std::clamp<std::size_t>(most, 1, thread_count())};
+  if (job.chunks == 1 || inside_parallel_for) {
+    Impl::run_serially(job);
+  } else {
+    impl_->run(job);
+  }
+}
+
+}  // namespace needle
