@@ -1,4 +1,5 @@
-// Query and tools to encoder ids, answer to decoder ids: the same code trains and serves (specification, section 4).
+// Query and tools to encoder ids, answer to decoder ids: the same code trains and serves
+// (specification, section 4).
 #pragma once
 
 #include <cstdint>
@@ -12,14 +13,15 @@
 
 namespace needle {
 
-inline constexpr EnumNames<JsonEscapes, 2> kJsonEscapesNames{{{{JsonEscapes::kAscii, "ascii"},
-                                                              {JsonEscapes::kUtf8, "utf8"}}}};
+inline constexpr EnumNames<JsonEscapes, 2> kJsonEscapesNames{
+    {{{JsonEscapes::kAscii, "ascii"}, {JsonEscapes::kUtf8, "utf8"}}}};
 template <>
 struct EnumTable<JsonEscapes> {
   static constexpr const auto& value = kJsonEscapesNames;
 };
 
-// How prompts are written: saved with the model, because a model understands only what it was trained on.
+// How prompts are written: saved with the model, because a model understands only what it was
+// trained on.
 struct PromptConfig {
   std::int64_t max_enc_len = 1024;
   std::int64_t max_dec_len = 512;
@@ -27,20 +29,25 @@ struct PromptConfig {
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
-    visit("max_enc_len", self.max_enc_len, "Longest encoder row in tokens; longer tools are cut and counted");
-    visit("max_dec_len", self.max_dec_len, "Longest decoder row in tokens; longer examples are dropped and counted");
-    visit("json_escapes", self.json_escapes, "Non-ASCII text in tools and answers: ascii (\\uXXXX) or utf8");
+    visit("max_enc_len", self.max_enc_len,
+          "Longest encoder row in tokens; longer tools are cut and counted");
+    visit("max_dec_len", self.max_dec_len,
+          "Longest decoder row in tokens; longer examples are dropped and counted");
+    visit("json_escapes", self.json_escapes,
+          "Non-ASCII text in tools and answers: ascii (\\uXXXX) or utf8");
   }
 };
 
 struct EncoderPrompt {
-  std::vector<TokenId> ids;             // query, <tools>, tools; at most max_enc_len
-  std::int64_t cut_query_tokens = 0;    // how many did not fit: never silent
+  std::vector<TokenId> ids;           // query, <tools>, tools; at most max_enc_len
+  std::int64_t cut_query_tokens = 0;  // how many did not fit: never silent
   std::int64_t cut_tools_tokens = 0;
 };
 
-// query[: max_enc-2] + [<tools>] + tools[: max_enc - query - 1]. `tools_json` is used as given: compact it before.
-EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config, std::string_view query,
-                            std::string_view tools_json, SpecialText special = SpecialText::kPlain);
+// query[: max_enc-2] + [<tools>] + tools[: max_enc - query - 1]. `tools_json` is used as given:
+// compact it before.
+EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
+                            std::string_view query, std::string_view tools_json,
+                            SpecialText special = SpecialText::kPlain);
 
 }  // namespace needle

@@ -14,8 +14,10 @@ namespace needle {
 
 enum class PieceType { kNormal, kUnknown, kControl, kUserDefined, kUnused, kByte };
 
-// A token and the bytes of the text that it came from: [begin, end). A token that only holds the dummy prefix's
-// space, or a later byte of a split character, may be empty.
+// A token and the bytes of the text that it came from: [begin, end). Spans follow one another. The
+// dummy prefix's space comes from nowhere: a token that holds only it is empty. Each byte token has
+// its own byte; where the text was not UTF-8, the three byte tokens of U+FFFD share one byte (the
+// last has it).
 struct TokenSpan {
   TokenId id = 0;
   std::size_t begin = 0;
@@ -23,7 +25,7 @@ struct TokenSpan {
 };
 
 enum class SpecialText {
-  kPlain,    // "<tools>" or "<tool_call>" inside a text is plain text: no user can forge a separator
+  kPlain,  // "<tools>" or "<tool_call>" inside a text is plain text: no user can forge a separator
   kSpecial,  // it becomes the special id, as in the reference
 };
 
@@ -34,11 +36,17 @@ class Tokenizer {
   static Tokenizer load(const std::filesystem::path& path);
   static Tokenizer from_bytes(std::string_view model_proto, std::string_view where = "tokenizer");
 
-  std::vector<TokenId> encode(std::string_view text, SpecialText special = SpecialText::kPlain) const;
-  std::vector<TokenSpan> encode_spans(std::string_view text, SpecialText special = SpecialText::kPlain) const;
-  // Always valid UTF-8: broken byte sequences become U+FFFD. Control ids contribute nothing; an id outside the
-  // vocabulary is an Error.
+  std::vector<TokenId> encode(std::string_view text,
+                              SpecialText special = SpecialText::kPlain) const;
+  std::vector<TokenSpan> encode_spans(std::string_view text,
+                                      SpecialText special = SpecialText::kPlain) const;
+  // Always valid UTF-8: broken byte sequences become U+FFFD. Control ids contribute nothing; an id
+  // outside the vocabulary is an Error.
   std::string decode(std::span<const TokenId> ids) const;
+
+  // False where encoding lost something: spaces at the edges or in runs, U+2581, bytes that are not
+  // UTF-8.
+  bool round_trips(std::string_view text) const;
 
   TokenId vocab_size() const;
   std::string_view piece(TokenId id) const;  // with U+2581 for a space, "<0x0A>" for a byte
