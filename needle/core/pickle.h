@@ -28,7 +28,7 @@ struct PickleArray {
   TensorView view() const;
 };
 
-// A value tree. Shared sub-objects of the file are copied.
+// A value tree. Shared sub-objects of the file are copied; tuples become lists.
 struct PickleValue {
   using List = std::vector<PickleValue>;
   using Dict =
@@ -45,7 +45,8 @@ struct PickleValue {
 PickleValue read_pickle(std::span<const std::byte> bytes);
 PickleValue read_pickle_file(const std::filesystem::path& path);
 
-// Writes protocol 4 as Python's pickle does for dict, str, numbers, lists and numpy arrays.
+// Protocol 4, for Python's pickle with numpy 1 or 2. Throws needle::Error on an array of another
+// dtype than the three or whose bytes do not fit its shape.
 std::string write_pickle(const PickleValue& value);
 
 }  // namespace needle
