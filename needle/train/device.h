@@ -35,6 +35,10 @@ std::vector<std::string> available_devices();
 // float32 elsewhere (on a CPU it is faster only where it has bfloat16 instructions).
 torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device& device);
 
+// Rows of logits that the loss makes at once (TokenLossOptions::block_rows): 256 stay in the cache
+// of a CPU core, a GPU is only busy with more.
+std::int64_t loss_block_rows(const torch::Device& device);
+
 // Waits until the device has done everything that was asked of it. Nothing to do on the CPU.
 void synchronize(const torch::Device& device);
 

@@ -52,6 +52,9 @@ struct TokenLossOptions {
   // waiting for it. With gradient accumulation: the counts of all micro-batches together.
   std::int64_t tokens = 0;     // non-pad targets: divides the cross-entropy
   std::int64_t positions = 0;  // B * L, padding included: divides the z-loss
+  // tied_token_loss: rows whose logits are made at once. 256 keep them in the cache of a CPU core;
+  // a GPU wants more (device.h: loss_block_rows).
+  std::int64_t block_rows = 256;
 };
 
 // logits: float32 [B, L, V] or [N, V]; target: int64 [B, L] or [N]; weights: float32, as target, or

@@ -61,7 +61,7 @@ struct StepReport {
   bool quantized = false;  // the step went through quantised weights
   bool skipped =
       false;  // a loss or gradient was not finite: neither parameters nor optimiser changed
-  std::string skip_reason;  // "loss is nan", "gradient norm is inf (first in encoder.layers.0...)"
+  std::string skip_reason;  // "the loss is nan"
 };
 
 // Refers to the model and the optimiser; both must outlive it. Not thread-safe.
@@ -86,6 +86,11 @@ class TrainStep {
                  const ContrastiveBatch* contrastive = nullptr);
 
  private:
+  LossParts text_loss(const Batch& host, const TokenLossOptions& options);
+  torch::Tensor pair_loss(const ContrastiveBatch& host);
+  // sums: text loss, cross-entropy, z, contrastive. Reads them, then updates or skips.
+  void finish(const torch::Tensor& sums, StepReport& report);
+
   Needle model_;
   Optimizer& optimizer_;
   TrainStepConfig config_;

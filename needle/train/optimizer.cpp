@@ -1,0 +1,207 @@
+#include "needle/train/optimizer.h"
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+
+#include "needle/core/error.h"
+#include "needle/model/checkpoint.h"
+
+namespace needle {
+namespace {
+
+void check(bool good, std::string_view field, double value, std::string_view rule) {
+  if (!good) {
+    throw ConfigError(format("optimizer.{} = {}: give {}", field, value, rule));
+  }
+}
+
+void check_config(const OptimizerConfig& config) {
+  const auto& [muon, adam, schedule, max_grad_norm, step_without_gradient] = config;
+  constexpr std::string_view kFraction = "0 or more and less than 1";
+  constexpr std::string_view kNotNegative = "0 or more";
+  check(muon.peak_lr >= 0.0, "muon.peak_lr", muon.peak_lr, kNotNegative);
+  check(muon.momentum >= 0.0 && muon.momentum < 1.0, "muon.momentum", muon.momentum, kFraction);
+  check(muon.weight_decay >= 0.0, "muon.weight_decay", muon.weight_decay, kNotNegative);
+  check(muon.newton_schulz_steps >= 1 && muon.newton_schulz_steps <= 100,
+        "muon.newton_schulz_steps", static_cast<double>(muon.newton_schulz_steps), "1 to 100");
+  check(adam.peak_lr >= 0.0, "adam.peak_lr", adam.peak_lr, kNotNegative);
+  check(adam.beta1 >= 0.0 && adam.beta1 < 1.0, "adam.beta1", adam.beta1, kFraction);
+  check(adam.beta2 >= 0.0 && adam.beta2 < 1.0, "adam.beta2", adam.beta2, kFraction);
+  check(adam.eps > 0.0, "adam.eps", adam.eps, "more than 0");
+  check(adam.weight_decay >= 0.0, "adam.weight_decay", adam.weight_decay, kNotNegative);
+  check(max_grad_norm >= 0.0, "max_grad_norm", max_grad_norm, "0 (never clip) or more");
+}
+
+torch::Tensor count_tensor(std::int64_t count) {
+  return torch::scalar_tensor(count, torch::TensorOptions().dtype(torch::kInt64));
+}
+
+}  // namespace
+
+Optimizer::Optimizer(const Needle& model, const OptimizerConfig& config, std::int64_t total_steps)
+    : Optimizer(named_parameters(model), model->kernel_names(), config, total_steps) {}
+
+Optimizer::Optimizer(const NamedTensors& parameters, const std::vector<std::string>& muon_names,
+                     const OptimizerConfig& config, std::int64_t total_steps)
+    : config_(config), schedule_(config.schedule, total_steps) {
+  check_config(config);
+  const std::set<std::string_view> kernels(muon_names.begin(), muon_names.end());
+  for (const auto& [name, parameter] : parameters) {
+    const auto zeros = [&parameter = parameter] {
+      return torch::zeros_like(parameter, torch::TensorOptions().requires_grad(false));
+    };
+    if (kernels.contains(name)) {
+      NEEDLE_CHECK(parameter.dim() == 2, "{} has {} dimensions; Muon takes matrices", name,
+                   parameter.dim());
+      muon_.push_back({.name = name, .parameter = parameter, .momentum = zeros()});
+    } else {
+      adam_.push_back({.name = name,
+                       .parameter = parameter,
+                       .first_moment = zeros(),
+                       .second_moment = zeros()});
+    }
+  }
+  NEEDLE_CHECK(muon_.size() == kernels.size(), "{} of {} kernels are among the parameters",
+               muon_.size(), kernels.size());
+}
+
+void Optimizer::zero_grad() {
+  for (auto& leaf : muon_) {
+    leaf.parameter.mutable_grad().reset();
+  }
+  for (auto& leaf : adam_) {
+    leaf.parameter.mutable_grad().reset();
+  }
+}
+
+std::vector<torch::Tensor> Optimizer::gradients() const {
+  std::vector<torch::Tensor> defined;
+  const auto collect = [&defined](const auto& leaves) {
+    for (const auto& leaf : leaves) {
+      if (leaf.parameter.grad().defined()) {
+        defined.push_back(leaf.parameter.grad());
+      }
+    }
+  };
+  collect(muon_);
+  collect(adam_);
+  return defined;
+}
+
+torch::Tensor Optimizer::grad_norm() const {
+  const torch::NoGradGuard no_grad;
+  const auto defined = gradients();
+  if (defined.empty()) {
+    return torch::zeros({});
+  }
+  return torch::stack(at::_foreach_norm(defined)).norm();
+}
+
+double Optimizer::step() {
+  const double norm = grad_norm().item<double>();
+  step(norm);
+  return norm;
+}
+
+void Optimizer::step(double grad_norm) {
+  const torch::NoGradGuard no_grad;
+  if (config_.max_grad_norm > 0.0 && grad_norm >= config_.max_grad_norm) {
+    const auto defined = gradients();
+    at::_foreach_mul_(defined, config_.max_grad_norm / grad_norm);
+  }
+  step_muon();
+  step_adam();
+  ++updates_;
+}
+
+void Optimizer::step_muon() {
+  std::vector<torch::Tensor> parameters, gradients, momenta;
+  for (const auto& leaf : muon_) {
+    auto gradient = leaf.parameter.grad();
+    if (!gradient.defined()) {
+      if (!config_.step_without_gradient) {
+        continue;
+      }
+      gradient = torch::zeros_like(leaf.parameter);
+    }
+    parameters.push_back(leaf.parameter);
+    gradients.push_back(gradient);
+    momenta.push_back(leaf.momentum);
+  }
+  muon_step(parameters, gradients, momenta, lr_muon(), config_.muon);
+}
+
+void Optimizer::step_adam() {
+  std::vector<torch::Tensor> parameters, gradients, first_moments, second_moments;
+  std::vector<std::int64_t> updates;
+  for (auto& leaf : adam_) {
+    auto gradient = leaf.parameter.grad();
+    if (!gradient.defined()) {
+      if (!config_.step_without_gradient) {
+        continue;
+      }
+      gradient = torch::zeros_like(leaf.parameter);
+    }
+    parameters.push_back(leaf.parameter);
+    gradients.push_back(gradient);
+    first_moments.push_back(leaf.first_moment);
+    second_moments.push_back(leaf.second_moment);
+    updates.push_back(++leaf.updates);
+  }
+  adamw_step(parameters, gradients, first_moments, second_moments, updates, lr_adam(),
+             config_.adam);
+}
+
+double Optimizer::lr_adam() const { return config_.adam.peak_lr * schedule_.scale(updates_); }
+double Optimizer::lr_muon() const { return config_.muon.peak_lr * schedule_.scale(updates_); }
+
+NamedTensors Optimizer::state_dict() const {
+  NamedTensors state{{"updates", count_tensor(updates_)}};
+  for (const auto& leaf : muon_) {
+    state["muon.momentum." + leaf.name] = leaf.momentum;
+  }
+  for (const auto& leaf : adam_) {
+    state["adam.m." + leaf.name] = leaf.first_moment;
+    state["adam.v." + leaf.name] = leaf.second_moment;
+    state["adam.updates." + leaf.name] = count_tensor(leaf.updates);
+  }
+  return state;
+}
+
+void Optimizer::load_state_dict(const NamedTensors& state) {
+  const NamedTensors expected = state_dict();
+  for (const auto& [name, tensor] : expected) {
+    const auto found = state.find(name);
+    if (found == state.end()) {
+      throw FormatError(
+          format("optimiser state: {} is missing; the state is of another model or "
+                 "another assignment of parameters to Muon and AdamW",
+                 name));
+    }
+    if (found->second.sizes() != tensor.sizes() ||
+        found->second.scalar_type() != tensor.scalar_type()) {
+      throw FormatError(format("optimiser state: {} is {}{}, expected {}{}", name,
+                               c10::toString(found->second.scalar_type()),
+                               c10::str(found->second.sizes()), c10::toString(tensor.scalar_type()),
+                               c10::str(tensor.sizes())));
+    }
+  }
+  for (const auto& [name, tensor] : state) {
+    if (!expected.contains(name)) {
+      throw FormatError(format("optimiser state: {} is unknown to this model", name));
+    }
+  }
+  const torch::NoGradGuard no_grad;
+  updates_ = state.at("updates").item<std::int64_t>();
+  for (auto& leaf : muon_) {
+    leaf.momentum.copy_(state.at("muon.momentum." + leaf.name));
+  }
+  for (auto& leaf : adam_) {
+    leaf.first_moment.copy_(state.at("adam.m." + leaf.name));
+    leaf.second_moment.copy_(state.at("adam.v." + leaf.name));
+    leaf.updates = state.at("adam.updates." + leaf.name).item<std::int64_t>();
+  }
+}
+
+}  // namespace needle
