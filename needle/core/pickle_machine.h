@@ -55,8 +55,7 @@ struct PickleNode {
   std::uint32_t slot = 0;    // of a container or an array
   std::int64_t integer = 0;  // bool and int
   double real = 0.0;
-  std::string_view
-      text;  // of text and bytes; lies in the input or among the machine's owned strings
+  std::string_view text = {};  // text and bytes: in the input or among the machine's own strings
 };
 
 struct PickledArray {
