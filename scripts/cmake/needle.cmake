@@ -2,7 +2,8 @@
 
 add_library(needle_warnings INTERFACE)
 add_library(needle::warnings ALIAS needle_warnings)
-target_compile_options(needle_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion)
+target_compile_options(needle_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion
+                       -Wno-missing-field-initializers)  # designated initialisers leave defaults out on purpose
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(needle_warnings INTERFACE -Wno-restrict)  # false alarms on string + string, GCC bug 105651
 endif()
