@@ -65,7 +65,8 @@ std::string order_of(const Tool& tool, Random& random) {
   return order;
 }
 
-std::string decorate(std::string text, Random& random) {
+// `order`: a request that a polite opening may stand before; small talk is left as it is.
+std::string decorate(std::string text, bool order, Random& random) {
   static constexpr std::array<std::string_view, 8> kPrefixes{
       "please ",     "can you ",   "could you ",   "i want you to ",
       "hey needle ", "i need to ", "i'd like to ", "would you "};
@@ -74,10 +75,10 @@ std::string decorate(std::string text, Random& random) {
   const bool question =
       starts_with_any(text, {"what", "how", "who", "when", "where", "which", "is ", "are ", "will ",
                              "do ", "does ", "i ", "i'm", "wie", "let "});
-  if (!question && chance(random, 0.4)) {
+  if (order && !question && chance(random, 0.4)) {
     text.insert(0, pick(kPrefixes, random));
   }
-  if (!question && chance(random, 0.15)) {
+  if (order && !question && chance(random, 0.15)) {
     text += pick(kSuffixes, random);
   }
   if (!text.empty() && chance(random, 0.3)) {
@@ -265,8 +266,9 @@ SynthRow RowGenerator::row(std::uint64_t index) const {
   SynthRow row;
   if (no_call) {
     const bool absent_tool = on_offer < order.size() && chance(random, 0.5);
-    row.query = absent_tool ? decorate(request(sources_[order[on_offer]], random).text, random)
-                            : decorate(std::string(pick(words::kSmallTalk, random)), random);
+    row.query = absent_tool
+                    ? decorate(request(sources_[order[on_offer]], random).text, true, random)
+                    : decorate(std::string(pick(words::kSmallTalk, random)), false, random);
   } else {
     static constexpr std::array<std::string_view, 5> kJoints{" and ", " and then ", ", then ",
                                                              " and also ", ", and "};
@@ -278,7 +280,7 @@ SynthRow RowGenerator::row(std::uint64_t index) const {
       text += (i == 0 ? "" : std::string(pick(kJoints, random))) + one.text;
       row.answers.push_back(std::move(one.call));
     }
-    row.query = decorate(std::move(text), random);
+    row.query = decorate(std::move(text), true, random);
   }
   std::vector<std::size_t> offered(order.begin(),
                                    order.begin() + static_cast<std::ptrdiff_t>(on_offer));
