@@ -1,0 +1,78 @@
+// What a run writes down: one record a step, one a validation, as JSONL for machines, as
+// TensorBoard events, and as one console line with fixed keys.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "needle/core/json.h"
+#include "needle/train/tensorboard.h"
+
+namespace needle {
+
+// One optimiser step. A skipped step (loss or gradient not finite) has `skipped` set and whatever
+// loss it saw.
+struct StepRecord {
+  std::int64_t step = 0;  // steps done, this one included
+  std::int64_t total_steps = 0;
+  double epoch = 0.0;
+  double loss = 0.0;  // weighted cross-entropy + z-loss; the contrastive part apart, as the
+                      // reference reports it
+  double cross_entropy = 0.0;
+  double z_loss = 0.0;
+  std::optional<double> contrastive = std::nullopt;  // steps that computed it
+  double adam_lr = 0.0;                              // the rates this step really used
+  double muon_lr = 0.0;
+  double grad_norm = 0.0;  // before clipping
+  std::int64_t target_tokens = 0;
+  bool skipped = false;
+  std::int64_t skipped_total = 0;  // in the whole run so far
+  double tokens_per_second = 0.0;  // source and target tokens, padding left out
+  double seconds = 0.0;            // of training, over the whole run
+
+  // Keys as in metrics.jsonl. `seconds` and `tokens_per_second` are the only ones that differ
+  // between equal runs.
+  Json to_json() const;
+  std::string console_line() const;  // step=20/400 epoch=0.52 loss=3.1416 ...
+};
+
+// Scores of one validation, e.g. {"perplexity", 3.2}; names are the keys of the JSON record.
+struct ValidationRecord {
+  std::int64_t step = 0;
+  std::vector<Scalar> scores;
+
+  Json to_json() const;
+  std::string console_line() const;
+};
+
+// Appends to RUN/metrics.jsonl and RUN/tensorboard/. Not thread-safe. Throws FileError, e.g. on a
+// full disk.
+class MetricsWriter {
+ public:
+  // Records after `resume_step` are dropped from the file: the resumed run writes them again. A
+  // last line that a killed process left incomplete goes too.
+  MetricsWriter(const std::filesystem::path& run_folder, std::int64_t resume_step);
+
+  void write(const StepRecord& record);
+  void write(const ValidationRecord& record);
+
+ private:
+  void write_line(const Json& record);
+  std::filesystem::path path_;
+  std::ofstream file_;
+  TensorBoardWriter tensorboard_;
+};
+
+// Every complete record of RUN/metrics.jsonl; empty if there is no such file.
+std::vector<Json> read_metrics(const std::filesystem::path& run_folder);
+
+// RUN/loss.svg from RUN/metrics.jsonl: training loss (raw and smoothed) and validation loss (the
+// logarithm of the perplexities). Returns its path.
+std::filesystem::path write_loss_chart(const std::filesystem::path& run_folder,
+                                       const std::string& title);
+
+}  // namespace needle
