@@ -425,6 +425,15 @@ std::string write_spaced(const JsonValue& value, JsonEscapes escapes) {
 
 std::string write_canonical(const JsonValue& value) { return write(value, {.sort_keys = true}); }
 
+std::string excerpt(const JsonValue& value, std::size_t most_bytes) {
+  std::string text = write_compact(value);
+  if (text.size() > most_bytes) {
+    text.resize(most_bytes);
+    text += "...";
+  }
+  return text;
+}
+
 std::string compact_json_text(std::string_view text, JsonEscapes escapes) {
   const JsonParseResult parsed = parse_json_value(text);
   return parsed.value ? write_compact(*parsed.value, escapes) : std::string(text);

@@ -95,6 +95,9 @@ std::string write_spaced(const JsonValue& value, JsonEscapes escapes = JsonEscap
 // Keys sorted at every depth: equal values have equal text.
 std::string write_canonical(const JsonValue& value);
 
+// A value for a message: compact ASCII, cut at `most_bytes`.
+std::string excerpt(const JsonValue& value, std::size_t most_bytes = 60);
+
 // parse + write_compact; text that is not JSON is returned unchanged.
 std::string compact_json_text(std::string_view text, JsonEscapes escapes = JsonEscapes::kAscii);
 

@@ -18,8 +18,8 @@ struct ToolParameter {
   JsonValue schema;  // the parameter's whole object as declared
 };
 
-// `declared` is what prompts are made from: the object as the user wrote it (an OpenAI
-// {"type":"function",...} wrapper and an MCP inputSchema are unwrapped on reading).
+// `declared` is what prompts are made from: the object as the user wrote it, unwrapped (see
+// unwrap_tools).
 struct Tool {
   std::string name;
   std::string description;
@@ -35,5 +35,19 @@ struct Tool {
 // the tool's index and the JSON path.
 std::vector<Tool> parse_tools(const JsonValue& tools);
 std::vector<Tool> parse_tools_text(std::string_view text);
+
+// The tools as a plain array, each as the model is shown it: {"tools":[...]} becomes its array, an
+// OpenAI
+// {"type":"function","function":{...}} its function, an MCP "inputSchema" (or "input_schema")
+// "parameters". Whatever is not in one of these forms stays as it is.
+JsonValue unwrap_tools(JsonValue tools);
+
+// True if `parameters` is a JSON Schema of an object rather than a flat map of parameters.
+bool is_json_schema(const JsonValue& parameters);
+
+// JSON Schema's name of a declared type: "dict" is object, "float" number, "tuple" array,
+// "List[str]" array, "String" string. "" if it says nothing that can be checked ("any", or an
+// unknown name).
+std::string_view json_schema_type(std::string_view declared);
 
 }  // namespace needle

@@ -1,9 +1,9 @@
 // Tool names in snake_case for the model, and back for the user (specification, section 8).
 #pragma once
 
-#include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "needle/calls/json_value.h"
@@ -19,9 +19,12 @@ enum class NameStyle {
 
 // Tools with names in snake_case, and how to undo it.
 struct NormalizedTools {
-  std::string tools_json;  // compact; the input unchanged if it is not a JSON array
-  std::vector<std::pair<std::string, std::string>> original_by_snake;  // in order of the tools
+  std::string tools_json;  // compact; the input unchanged if it is not a JSON array of tools
+  std::vector<std::pair<std::string, std::string>>
+      original_by_snake;  // in order of the tools; each snake name once
 };
+// kUnique unwraps the tools first (see unwrap_tools), lets a tool that already has a snake_case
+// name keep it, and gives tools of the same original name the same form. Never throws.
 NormalizedTools normalize_tool_names(std::string_view tools_json,
                                      NameStyle style = NameStyle::kUnique,
                                      JsonEscapes escapes = JsonEscapes::kAscii);
