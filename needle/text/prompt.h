@@ -36,6 +36,9 @@ struct PromptConfig {
     visit("json_escapes", self.json_escapes,
           "Non-ASCII text in tools and answers: ascii (\\uXXXX) or utf8");
   }
+
+  // Throws ConfigError naming `where` and the field.
+  void validate(std::string_view where) const;
 };
 
 struct EncoderPrompt {
@@ -49,5 +52,21 @@ struct EncoderPrompt {
 EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
                             std::string_view query, std::string_view tools_json,
                             SpecialText special = SpecialText::kPlain);
+
+// An answer as the decoder reads and writes it. decoder_in[i] is followed by target[i].
+struct EncodedAnswer {
+  std::vector<TokenId> decoder_in;  // [eos, <tool_call>] + answer
+  std::vector<TokenId> target;      // [<tool_call>] + answer + [eos]
+  std::vector<TokenSpan> spans;     // of the answer's tokens, target[1..size-1): bytes of `answer`
+  // 2 + answer + 1 tokens are at most max_dec_len; examples that do not fit are dropped and
+  // counted.
+  // 2 + answer + 1 tokens are at most max_dec_len: examples that do not fit are dropped and
+  // counted.
+  bool fits = true;
+};
+
+// `answer` is used as given: compact it before. Never cut, see `fits`.
+EncodedAnswer encode_answer(const Tokenizer& tokenizer, const PromptConfig& config,
+                            std::string_view answer, SpecialText special = SpecialText::kPlain);
 
 }  // namespace needle
