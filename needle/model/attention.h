@@ -59,7 +59,6 @@ class AttentionImpl : public torch::nn::Module {
  private:
   std::int64_t num_heads_;     // H
   std::int64_t num_kv_heads_;  // K
-  std::int64_t head_dim_;      // D
 };
 TORCH_MODULE(Attention);
 

@@ -37,19 +37,17 @@ class AttentionMask {
   AttentionKernel kernel() const { return kernel_; }
   bool allows_everything() const { return !blocked_.defined() && !bias_.defined(); }
 
-  const torch::Tensor& blocked() const { return blocked_; }  // kExact: bool, true = may not attend
-  const torch::Tensor& bias() const {
-    return bias_;
-  }  // kFused: float32, 0 or the lowest finite float
-  const torch::Tensor& has_key() const {
-    return has_key_;
-  }  // kFused: bool [.., T, 1], some key is allowed
+  // kExact: bool, true = may not attend
+  const torch::Tensor& blocked() const { return blocked_; }
+  // kFused: float32, 0 or -1e30; and bool [.., T, 1], true in a row that may attend to nothing
+  const torch::Tensor& bias() const { return bias_; }
+  const torch::Tensor& no_key() const { return no_key_; }
 
  private:
   AttentionKernel kernel_ = AttentionKernel::kExact;
   torch::Tensor blocked_;
   torch::Tensor bias_;
-  torch::Tensor has_key_;
+  torch::Tensor no_key_;
 };
 
 }  // namespace needle

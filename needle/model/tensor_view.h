@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 
 #include <torch/torch.h>
 
@@ -23,6 +24,11 @@ torch::Tensor to_tensor(const TensorView& view);  // a copy on the CPU, same dty
 TensorView view_of(const torch::Tensor& tensor);
 torch::Tensor to_host(
     const torch::Tensor& tensor);  // detached, contiguous, on the CPU; shares memory if it can
+
+// Rounded to float16. Throws FormatError naming `where` and `name` if a finite value does not fit
+// (beyond 65504).
+torch::Tensor to_float16(std::string_view name, const torch::Tensor& tensor,
+                         std::string_view where);
 
 // A safetensors file of tensors from any device, written atomically; and back, onto the CPU.
 void save_tensors(const std::filesystem::path& path, const NamedTensors& tensors,

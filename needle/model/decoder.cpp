@@ -1,0 +1,97 @@
+#include "needle/model/decoder.h"
+
+#include <algorithm>
+
+namespace needle {
+namespace {
+
+constexpr std::int64_t kFirstRopeLength = 64;
+
+}  // namespace
+
+DecoderBlockImpl::DecoderBlockImpl(const ModelConfig& config, double dropout_rate)
+    : self_attn(register_module("self_attn", GatedSelfAttention(config, dropout_rate))),
+      cross_attn(register_module("cross_attn", GatedCrossAttention(config, dropout_rate))) {
+  if (!config.no_feedforward) {
+    ffn = register_module("ffn", GatedFeedForward(config, dropout_rate));
+  }
+}
+
+torch::Tensor DecoderBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& encoder_out,
+                                        const AttentionMask& self_mask,
+                                        const AttentionMask& cross_mask, const Rope& rope) {
+  const auto context = cross_attn->attention->keys_values(encoder_out);
+  const auto attended = cross_attn(self_attn(x, self_mask, rope), context, cross_mask);
+  return ffn.is_empty() ? attended : ffn(attended);
+}
+
+torch::Tensor DecoderBlockImpl::step(const torch::Tensor& x, KvCache& self, const KeyValues& cross,
+                                     const AttentionMask& cross_mask, const Rope& rope) {
+  const auto attended = cross_attn(self_attn->step(x, self, rope), cross, cross_mask);
+  return ffn.is_empty() ? attended : ffn(attended);
+}
+
+void DecoderState::keep_rows(const torch::Tensor& rows) {
+  for (KvCache& cache : self) {
+    cache.keep_rows(rows);
+  }
+  for (KeyValues& kv : cross) {
+    kv = {.keys = kv.keys.index_select(0, rows), .values = kv.values.index_select(0, rows)};
+  }
+  if (cross_allowed.defined()) {
+    cross_allowed = cross_allowed.index_select(0, rows);
+  }
+}
+
+DecoderImpl::DecoderImpl(const ModelConfig& config, double dropout_rate)
+    : layers(register_module("layers", torch::nn::ModuleList())),
+      final_norm(register_module("final_norm", ZCRMSNorm(config.d_model))),
+      head_dim_(config.head_dim()),
+      rope_theta_(config.rope_theta) {
+  for (std::int64_t i = 0; i < config.num_decoder_layers; ++i) {
+    layers->push_back(DecoderBlock(config, dropout_rate));
+  }
+}
+
+torch::Tensor DecoderImpl::forward(const torch::Tensor& x, const torch::Tensor& encoder_out,
+                                   const AttentionMask& self_mask,
+                                   const AttentionMask& cross_mask) {
+  const Rope rope = make_rope(x.size(1), head_dim_, rope_theta_, x.device());
+  auto stream = x;  // [B, L, d]
+  for (const auto& layer : *layers) {
+    stream = layer->as<DecoderBlock>()->forward(stream, encoder_out, self_mask, cross_mask, rope);
+  }
+  return final_norm(stream);
+}
+
+DecoderState DecoderImpl::start(const torch::Tensor& encoder_out,
+                                const torch::Tensor& cross_allowed) {
+  DecoderState state;
+  state.self.resize(layers->size());
+  for (const auto& layer : *layers) {
+    state.cross.push_back(
+        layer->as<DecoderBlock>()->cross_attn->attention->keys_values(encoder_out));
+  }
+  state.cross_allowed = cross_allowed;
+  return state;
+}
+
+torch::Tensor DecoderImpl::step(const torch::Tensor& x, DecoderState& state) {
+  const auto known = state.rope.cos.defined() ? state.rope.cos.size(0) : 0;
+  if (state.position >= known) {
+    state.rope =
+        make_rope(std::max(kFirstRopeLength, 2 * known), head_dim_, rope_theta_, x.device());
+  }
+  const Rope rope = state.rope.at(state.position);
+  const auto cross_mask =
+      state.cross_allowed.defined() ? AttentionMask(state.cross_allowed) : AttentionMask();
+  auto stream = x;  // [B, 1, d]
+  for (std::size_t i = 0; i < state.self.size(); ++i) {
+    stream = layers[i]->as<DecoderBlock>()->step(stream, state.self[i], state.cross[i], cross_mask,
+                                                 rope);
+  }
+  ++state.position;
+  return final_norm(stream);
+}
+
+}  // namespace needle

@@ -1,0 +1,17 @@
+#include "needle/model/linear.h"
+
+namespace needle {
+
+KernelLinearImpl::KernelLinearImpl(const KernelLinearOptions& options)
+    : weight(register_parameter("weight", torch::zeros({options.out, options.in}))) {
+  if (options.bias) {
+    bias = register_parameter("bias", torch::zeros({options.out}));
+  }
+}
+
+torch::Tensor KernelLinearImpl::forward(const torch::Tensor& x) {
+  const auto dtype = x.scalar_type();
+  return torch::linear(x, weight_path(weight, dtype), bias.defined() ? bias.to(dtype) : bias);
+}
+
+}  // namespace needle

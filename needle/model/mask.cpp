@@ -1,0 +1,33 @@
+#include "needle/model/mask.h"
+
+namespace needle {
+
+torch::Tensor padding_mask(const torch::Tensor& tokens, std::int64_t pad_id) {
+  return tokens.ne(pad_id).unsqueeze(1).unsqueeze(1);
+}
+
+torch::Tensor causal_mask(std::int64_t length, torch::Device device) {
+  return torch::ones({1, 1, length, length}, torch::dtype(torch::kBool).device(device)).tril();
+}
+
+torch::Tensor segment_mask(const torch::Tensor& query_segments, const torch::Tensor& key_segments) {
+  const auto of_query = query_segments.unsqueeze(1).unsqueeze(-1);  // [B, 1, T, 1]
+  const auto of_key = key_segments.unsqueeze(1).unsqueeze(1);       // [B, 1, 1, S]
+  return of_query.eq(of_key).logical_and(of_query.gt(0));
+}
+
+AttentionMask::AttentionMask(const torch::Tensor& allowed, AttentionKernel kernel)
+    : kernel_(kernel) {
+  if (kernel == AttentionKernel::kExact) {
+    blocked_ = allowed.logical_not();
+    return;
+  }
+  // Added to scores, -1e30 leaves nothing of them: its last bit weighs 1e22. So a row without any
+  // key has equal scores and becomes uniform, as in the exact kernel. (The lowest finite float32
+  // would be infinite in bfloat16.)
+  bias_ = torch::zeros(allowed.sizes(), allowed.options().dtype(torch::kFloat32))
+              .masked_fill_(allowed.logical_not(), -1e30);
+  no_key_ = allowed.any(-1, /*keepdim=*/true).logical_not_();
+}
+
+}  // namespace needle

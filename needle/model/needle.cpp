@@ -1,0 +1,90 @@
+#include "needle/model/needle.h"
+
+#include "needle/core/error.h"
+
+namespace needle {
+
+ModelMasks make_masks(const ModelInput& input, std::int64_t pad_id) {
+  const auto causal = causal_mask(input.decoder_in.size(1), input.decoder_in.device());
+  if (input.source_segments.defined()) {
+    NEEDLE_CHECK(input.decoder_segments.defined(), "packed rows need both sides' segments");
+    return {
+        .source = segment_mask(input.source_segments, input.source_segments),
+        .decoder = segment_mask(input.decoder_segments, input.decoder_segments).logical_and(causal),
+        .cross = segment_mask(input.decoder_segments, input.source_segments)};
+  }
+  const auto source = padding_mask(input.source, pad_id);
+  const auto decoder = input.mask_decoder_padding
+                           ? padding_mask(input.decoder_in, pad_id).logical_and(causal)
+                           : causal;
+  return {.source = source, .decoder = decoder, .cross = source};
+}
+
+NeedleImpl::NeedleImpl(const ModelConfig& config, double dropout_rate)
+    : config_((config.validate("model"), config)) {
+  embedding = register_module("embedding", TiedEmbedding(config.vocab_size, config.d_model));
+  encoder = register_module("encoder", Encoder(config, dropout_rate));
+  decoder = register_module("decoder", Decoder(config, dropout_rate));
+  contrastive_head = register_module("contrastive_head", ContrastiveHead(config));
+  log_temp = register_parameter("log_temp", torch::zeros({}));
+}
+
+torch::Tensor NeedleImpl::forward(const ModelInput& input) { return logits(hidden(input)); }
+
+torch::Tensor NeedleImpl::encode(const torch::Tensor& source, const torch::Tensor& source_mask) {
+  return encoder(embedding(source, compute_dtype_), AttentionMask(source_mask, attention_kernel_));
+}
+
+torch::Tensor NeedleImpl::decode(const torch::Tensor& decoder_in, const torch::Tensor& encoder_out,
+                                 const torch::Tensor& self_mask, const torch::Tensor& cross_mask) {
+  return decoder(embedding(decoder_in, compute_dtype_), encoder_out,
+                 AttentionMask(self_mask, attention_kernel_),
+                 AttentionMask(cross_mask, attention_kernel_));
+}
+
+torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
+  const ModelMasks masks = make_masks(input, config_.pad_token_id);
+  const auto encoder_out = encode(input.source, masks.source);  // [B, T, d]
+  return decode(input.decoder_in, encoder_out, masks.decoder, masks.cross);
+}
+
+torch::Tensor NeedleImpl::logits(const torch::Tensor& hidden_states) {
+  return embedding->logits(hidden_states);
+}
+
+torch::Tensor NeedleImpl::embed(const torch::Tensor& tokens) {
+  const auto encoder_out = encode(tokens, padding_mask(tokens, config_.pad_token_id));  // [B, T, d]
+  return contrastive_head(encoder_out, tokens.ne(config_.pad_token_id));
+}
+
+void NeedleImpl::set_fake_quant(FakeQuant kernels, FakeQuant embedding_mode) {
+  kernel_quant_ = kernels;
+  embedding->weight_path.set_mode(embedding_mode);
+  for (const auto& module : modules()) {
+    if (auto* linear = module->as<KernelLinear>()) {
+      linear->weight_path.set_mode(kernels);
+    }
+  }
+}
+
+void NeedleImpl::set_dropout_rate(double rate) {
+  NEEDLE_CHECK(rate >= 0.0 && rate < 1.0, "dropout rate {} is not in [0, 1)", rate);
+  for (const auto& module : modules()) {
+    if (auto* dropout = module->as<torch::nn::Dropout>()) {
+      dropout->options.p(rate);
+    }
+  }
+}
+
+std::vector<std::string> NeedleImpl::kernel_names() const {
+  std::vector<std::string> names;
+  for (const auto& item : named_parameters()) {
+    if (item.value().dim() == 2 &&
+        item.value().unsafeGetTensorImpl() != embedding->weight.unsafeGetTensorImpl()) {
+      names.push_back(item.key());
+    }
+  }
+  return names;
+}
+
+}  // namespace needle
