@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "needle/core/enum_names.h"
 #include "needle/core/json.h"
 #include "needle/data/encode.h"
 #include "needle/data/jsonl_reader.h"
@@ -33,6 +34,16 @@ enum class FindingKind {
   kConflict,     // the same query and tools as an earlier row, another answer
   kTooLong,      // dropped or cut by the length limits
 };
+
+inline constexpr EnumNames<FindingKind, 8> kFindingKindNames{
+    {{{FindingKind::kBadRow, "bad_row"},
+      {FindingKind::kBadTools, "bad_tools"},
+      {FindingKind::kBadAnswers, "bad_answers"},
+      {FindingKind::kInvalidCall, "invalid_call"},
+      {FindingKind::kUngrounded, "ungrounded"},
+      {FindingKind::kDuplicate, "duplicate"},
+      {FindingKind::kConflict, "conflict"},
+      {FindingKind::kTooLong, "too_long"}}}};
 
 struct Finding {
   FindingKind kind = FindingKind::kBadRow;

@@ -63,7 +63,7 @@ struct EncodeReport {
   std::int64_t cut_answer_tokens = 0;
   std::int64_t source_tokens = 0;
   std::int64_t target_tokens = 0;
-  std::vector<std::int64_t> dropped_rows;  // indices; the first 1000
+  std::vector<std::int64_t> dropped_rows{};  // indices; the first 1000
 
   void merge(const EncodeReport& other);
   std::string text() const;  // one line: "27 rows: 21 kept, 6 dropped (answer over 48 tokens), ..."
@@ -91,11 +91,11 @@ struct EncodeReport {
 
 // The JSON texts of a row as the model sees them. `row` seeds the shuffle.
 struct CallTexts {
-  std::string tools;
-  std::string answer;
+  std::string tools{};
+  std::string answer{};
   std::vector<std::string>
-      tool_texts;            // each tool alone; empty if `tools` is not a JSON array of objects
-  std::vector<bool> called;  // is a tool of that name called in the answer
+      tool_texts;              // each tool alone; empty if `tools` is not a JSON array of objects
+  std::vector<bool> called{};  // is a tool of that name called in the answer
   bool answer_is_json = true;
 };
 CallTexts call_texts(const CallExample& example, std::int64_t row, JsonEscapes escapes,
@@ -103,7 +103,7 @@ CallTexts call_texts(const CallExample& example, std::int64_t row, JsonEscapes e
 
 struct EncodedExamples {
   std::vector<EncodedExample> examples;  // the kept ones, in order; `row` counts from `first_row`
-  EncodeReport report;
+  EncodeReport report{};
 };
 
 // Runs on the pool's threads; the result does not depend on their number. `first_row` is the row

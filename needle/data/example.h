@@ -11,7 +11,7 @@ namespace needle {
 
 // One JSONL row. `tools` and `answers` are JSON text, whether the file had strings or real arrays.
 struct CallExample {
-  std::string query;
+  std::string query{};
   std::string tools = "[]";
   std::string answers = "[]";
   std::int64_t line = 0;  // in its file, from 1
@@ -19,9 +19,9 @@ struct CallExample {
 
 // A pretraining row: plain text.
 struct PretrainExample {
-  std::string query;
-  std::string seed_text;
-  std::string answer;
+  std::string query{};
+  std::string seed_text{};
+  std::string answer{};
   std::int64_t line = 0;
 };
 
@@ -29,18 +29,18 @@ struct PretrainExample {
 enum class TokenClass : std::int8_t { kStructure = 0, kName = 1, kValue = 2, kKey = 3 };
 
 struct EncodedTool {
-  bool called = false;       // a tool of that name is called in the answer
-  std::vector<TokenId> ids;  // compact JSON alone, at most 256 tokens
+  bool called = false;         // a tool of that name is called in the answer
+  std::vector<TokenId> ids{};  // compact JSON alone, at most EncodeConfig::max_tool_len
 };
 
 struct EncodedExample {
-  std::int64_t row = 0;         // index of the example in its input
-  std::vector<TokenId> source;  // encoder ids
-  std::vector<TokenId> decoder_in;
-  std::vector<TokenId> target;
-  std::vector<TokenClass> classes;  // of target; empty for pretraining rows
-  std::vector<TokenId> query_ids;   // for contrastive pairs; empty for pretraining rows
-  std::vector<EncodedTool> tools;
+  std::int64_t row = 0;           // index of the example in its input
+  std::vector<TokenId> source{};  // encoder ids
+  std::vector<TokenId> decoder_in{};
+  std::vector<TokenId> target{};
+  std::vector<TokenClass> classes{};  // of target; empty for pretraining rows
+  std::vector<TokenId> query_ids{};   // for contrastive pairs; empty for pretraining rows
+  std::vector<EncodedTool> tools{};
 };
 
 }  // namespace needle

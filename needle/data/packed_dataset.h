@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "needle/core/json.h"
@@ -20,6 +21,10 @@
 
 namespace needle {
 
+// Of the file's layout and of everything that decides its contents: a program with another version
+// makes data sets again.
+inline constexpr std::string_view kDatasetVersion = "1";
+
 // What a data set is and what it was made from; saved in its file.
 struct DatasetInfo {
   std::string kind = "calls";       // or "pretrain"
@@ -27,10 +32,9 @@ struct DatasetInfo {
   std::int64_t max_enc_len = 1024;  // no row is longer
   std::int64_t max_dec_len = 512;
   std::int64_t vocab_size = 0;  // every id is below
-  std::string tokenizer_fingerprint;
-  std::string
-      content_hash;  // of inputs, settings, tokenizer and format version; empty if not from files
-  EncodeReport report;
+  std::string tokenizer_fingerprint{};
+  std::string content_hash{};  // of all that decides the contents; empty if not made from files
+  EncodeReport report{};
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -107,6 +111,7 @@ class PackedDatasetBuilder {
   // Error if an example is longer than the limits.
   void add(std::span<const EncodedExample> examples);
   void add_report(const EncodeReport& report);
+  std::int64_t example_count() const;
 
   PackedDataset build();                          // in memory; the builder is empty afterwards
   void write(const std::filesystem::path& path);  // atomically; the builder is empty afterwards

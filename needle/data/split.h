@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "needle/data/example.h"
 
 namespace needle {
+
+inline constexpr std::string_view kNoTool = "no-tool";  // rows whose answer calls nothing
 
 struct SplitConfig {
   std::int64_t validation_per_tool = 10;
@@ -42,7 +45,7 @@ struct SplitSizes {
 SplitSizes split_sizes(std::int64_t count, const SplitConfig& config = {});
 
 struct ToolShare {
-  std::string tool;  // "no-tool": rows whose answer calls nothing
+  std::string tool;  // or kNoTool
   std::int64_t examples = 0;
   SplitSizes sizes;
 };
@@ -61,6 +64,7 @@ struct Split {
 // with reference_sizes). Deterministic by seed.
 Split split_by_tool(std::span<const CallExample> examples, const SplitConfig& config = {});
 
+// The name of the first call, or kNoTool.
 std::string primary_tool(const CallExample& example);
 
 std::vector<CallExample> select_examples(std::span<const CallExample> examples,
