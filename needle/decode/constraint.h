@@ -63,7 +63,7 @@ class CallTracker {
   std::int64_t depth() const { return depth_; }
 
  private:
-  void feed(char character);
+  void feed_character(char character);
   void feed_free(char character);
 
   std::string text_;

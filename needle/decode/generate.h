@@ -59,12 +59,10 @@ inline constexpr EnumNames<Constrain, 2> kConstrainNames{
 
 struct CallRequest {
   std::string query;
-  std::string
-      tools_json;  // any style that parse_tools reads; text that is not JSON is used as it is
+  std::string tools_json;          // any style that parse_tools reads; else it is used as it is
   std::int64_t max_gen_len = 512;  // also bounded by the prompt config's max_dec_len
   Constrain constrain = Constrain::kNames;
-  bool normalize_names =
-      true;  // false: tools compacted but not renamed, the text left as generated
+  bool normalize_names = true;  // false: the tools as written, the text as generated
   // Streaming: new text, whole characters only, names as generated. All pieces together are
   // CallResult::raw_text.
   std::function<bool(std::string_view text)> on_text;  // false cancels

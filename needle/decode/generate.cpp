@@ -1,0 +1,227 @@
+#include "needle/decode/generate.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "needle/calls/tool.h"
+#include "needle/calls/utf8.h"
+#include "needle/core/error.h"
+#include "needle/core/thread_pool.h"
+#include "needle/decode/byte_piece.h"
+#include "needle/decode/constraint.h"
+
+namespace needle {
+namespace {
+
+TokenId argmax(std::span<const float> logits) {
+  std::optional<std::size_t> best;
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    if (best ? logits[id] > logits[*best] : !std::isnan(logits[id])) {
+      best = id;
+    }
+  }
+  if (!best) {
+    throw Error("no logit of the model is a number: its weights are damaged or have diverged");
+  }
+  return static_cast<TokenId>(*best);
+}
+
+std::string without_tool_call(std::string text) {
+  if (text.starts_with(kToolCallPiece)) {
+    text.erase(0, kToolCallPiece.size());
+  }
+  return text;
+}
+
+// How many of the last byte pieces may be the beginning of a character whose rest is still to come.
+std::size_t unfinished_bytes(const Tokenizer& tokenizer, std::span<const TokenId> ids) {
+  std::string tail;  // the last bytes, at most three: a character has four
+  for (std::size_t i = ids.size(); i > 0 && tail.size() < 3; --i) {
+    const std::optional<std::uint8_t> byte = byte_of_piece(tokenizer, ids[i - 1]);
+    if (!byte) {
+      break;
+    }
+    tail.insert(tail.begin(), static_cast<char>(*byte));
+  }
+  // A beginning is whatever some continuation bytes would complete; 0x80, 0x90, 0xA0 and 0xBF reach
+  // both sides of every restriction on the second byte.
+  constexpr std::array<std::string_view, 4> kContinuations = {"\x80\x80\x80", "\x90\x80\x80",
+                                                              "\xA0\x80\x80", "\xBF\x80\x80"};
+  for (std::size_t begin = 0; begin < tail.size(); ++begin) {
+    const std::string candidate = tail.substr(begin);
+    for (const std::string_view continuation : kContinuations) {
+      if (utf8_length_at(candidate + std::string(continuation), 0) > candidate.size()) {
+        return candidate.size();
+      }
+    }
+  }
+  return 0;
+}
+
+// Turns tokens into text that never has to be taken back: only whole characters, without the
+// leading <tool_call>.
+class TextStream {
+ public:
+  TextStream(const Tokenizer& tokenizer, const std::function<bool(std::string_view)>& on_text)
+      : tokenizer_(tokenizer), on_text_(on_text) {}
+
+  bool add(TokenId token) {
+    ids_.push_back(token);
+    const std::size_t certain = ids_.size() - unfinished_bytes(tokenizer_, ids_);
+    const std::string text = tokenizer_.decode(std::span(ids_).first(certain));
+    if (kToolCallPiece.starts_with(text) && text != kToolCallPiece) {
+      return true;  // may become the marker
+    }
+    return emit(without_tool_call(text));
+  }
+
+  void finish() { emit(without_tool_call(tokenizer_.decode(ids_))); }
+
+ private:
+  bool emit(const std::string& text) {
+    if (text.size() <= emitted_) {
+      return true;
+    }
+    const std::string_view fresh = std::string_view(text).substr(emitted_);
+    emitted_ = text.size();
+    return on_text_(fresh);
+  }
+
+  const Tokenizer& tokenizer_;
+  const std::function<bool(std::string_view)>& on_text_;
+  std::vector<TokenId> ids_;
+  std::size_t emitted_ = 0;
+};
+
+// Tools of other styles (OpenAI's and MCP's wrappers) become the plain list that models are trained
+// on. Text that is no list of tools is left as it is.
+std::string plain_tools(const std::string& tools_json) {
+  JsonValue::Array declared;
+  try {
+    for (Tool& tool : parse_tools_text(tools_json)) {
+      declared.push_back(std::move(tool.declared));
+    }
+  } catch (const DataError&) {
+    return tools_json;
+  }
+  return write_compact(JsonValue::array(std::move(declared)));
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options) {
+  NEEDLE_CHECK(options.max_gen_len >= 1, "max_gen_len is {}; it must be positive",
+               options.max_gen_len);
+  GeneratedTokens generated;
+  std::vector<float> restricted;
+  TokenId last = kEosId;
+  while (static_cast<std::int64_t>(generated.ids.size()) < options.max_gen_len - 1) {
+    std::span<const float> logits = session.step(last);
+    if (options.constraint != nullptr) {
+      restricted.assign(logits.begin(), logits.end());
+      options.constraint->apply(restricted);
+      logits = restricted;
+    }
+    last = argmax(logits);
+    if (last == kEosId) {
+      generated.stop = StopReason::kEos;
+      return generated;
+    }
+    if (options.constraint != nullptr) {
+      options.constraint->accept(last);
+    }
+    generated.ids.push_back(last);
+    if (options.on_token && !options.on_token(last)) {
+      generated.stop = StopReason::kCancelled;
+      return generated;
+    }
+  }
+  generated.stop = StopReason::kMaxTokens;
+  return generated;
+}
+
+FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
+                               PromptConfig prompt, NameStyle name_style)
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      prompt_(prompt),
+      name_style_(name_style),
+      token_texts_(std::make_shared<TokenTexts>(tokenizer)) {
+  NEEDLE_CHECK(engine.vocab_size() == tokenizer.vocab_size(),
+               "the model has {} tokens, the tokenizer {}: they do not belong together",
+               engine.vocab_size(), tokenizer.vocab_size());
+}
+
+CallResult FunctionCaller::call(const CallRequest& request) const {
+  const bool reference = name_style_ == NameStyle::kReference;
+  NormalizedTools tools;
+  if (request.normalize_names) {
+    tools = normalize_tool_names(reference ? request.tools_json : plain_tools(request.tools_json),
+                                 name_style_, prompt_.json_escapes);
+  } else {
+    tools.tools_json = request.tools_json;
+  }
+
+  EncoderPrompt prompt = encode_prompt(tokenizer_, prompt_, request.query, tools.tools_json,
+                                       reference ? SpecialText::kSpecial : SpecialText::kPlain);
+  CallResult result;
+  result.cut_query_tokens = prompt.cut_query_tokens;
+  result.cut_tools_tokens = prompt.cut_tools_tokens;
+  result.prompt_ids = std::move(prompt.ids);
+
+  GenerateOptions options;
+  options.max_gen_len =
+      std::max<std::int64_t>(1, std::min(request.max_gen_len, prompt_.max_dec_len));
+  std::optional<NameConstraint> constraint;
+  if (request.constrain == Constrain::kNames) {
+    constraint.emplace(token_texts_, tools.tools_json,
+                       reference ? DeclaredKeys::kReference : DeclaredKeys::kSchema);
+    options.constraint = &*constraint;
+  }
+  TextStream stream(tokenizer_, request.on_text);
+  if (request.on_text) {
+    options.on_token = [&stream](TokenId token) { return stream.add(token); };
+  }
+
+  auto start = std::chrono::steady_clock::now();
+  const auto session = engine_.start(result.prompt_ids, options.max_gen_len);
+  result.prefill_seconds = seconds_since(start);
+  start = std::chrono::steady_clock::now();
+  GeneratedTokens generated = generate_tokens(*session, options);
+  result.decode_seconds = seconds_since(start);
+
+  if (request.on_text && generated.stop != StopReason::kCancelled) {
+    stream.finish();
+  }
+  result.ids = std::move(generated.ids);
+  result.stop = generated.stop;
+  result.raw_text = without_tool_call(tokenizer_.decode(result.ids));
+  result.text = result.raw_text;
+  if (!tools.original_by_snake.empty()) {
+    result.text =
+        replace_invalid_utf8(restore_tool_names(result.raw_text, tools, prompt_.json_escapes));
+  }
+  return result;
+}
+
+std::vector<CallResult> FunctionCaller::call_batch(std::span<const CallRequest> requests,
+                                                   std::size_t threads) const {
+  std::vector<CallResult> results(requests.size());
+  ThreadPool pool(threads);
+  pool.parallel_for(requests.size(), 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      results[i] = call(requests[i]);
+    }
+  });
+  return results;
+}
+
+}  // namespace needle

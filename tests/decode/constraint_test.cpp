@@ -1,0 +1,194 @@
+#include "needle/decode/constraint.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "needle/calls/utf8.h"
+#include "needle/core/error.h"
+#include "needle/core/json.h"
+
+#include "tests/support/golden.h"
+
+namespace needle {
+namespace {
+
+using ::testing::ElementsAre;
+
+const Tokenizer& tiny_tokenizer() {
+  static const Tokenizer tokenizer = Tokenizer::load(test::golden("tokenizer/tiny.model"));
+  return tokenizer;
+}
+
+std::shared_ptr<const TokenTexts> tiny_texts() {
+  static const auto texts = std::make_shared<const TokenTexts>(tiny_tokenizer());
+  return texts;
+}
+
+std::string state_name(SpanState state) {
+  switch (state) {
+    case SpanState::kFree:
+      return "FREE";
+    case SpanState::kName:
+      return "IN_NAME";
+    case SpanState::kKey:
+      break;
+  }
+  return "IN_ARG_KEY";
+}
+
+TEST(ConstraintGoldenTest, EveryTokenHasTheTextOfTheReference) {
+  const Json expected = read_json_file(test::golden("generate/token_strings.json"));
+  ASSERT_EQ(tiny_texts()->size(), static_cast<TokenId>(expected.size()));
+  for (std::size_t id = 0; id < expected.size(); ++id) {
+    EXPECT_EQ(tiny_texts()->text(static_cast<TokenId>(id)), expected[id].get<std::string>())
+        << "token " << id;
+  }
+}
+
+TEST(ConstraintGoldenTest, TrackerFollowsEveryCharacter) {
+  const Json cases = read_json_file(test::golden("generate/state_machine.json"));
+  ASSERT_FALSE(cases.empty());
+  for (const Json& golden : cases) {
+    const auto text = golden.at("text").get<std::string>();
+    CallTracker tracker;
+    std::string states;
+    for (std::size_t i = 0; i < text.size();) {
+      const std::size_t length = std::max<std::size_t>(1, utf8_length_at(text, i));
+      tracker.feed(std::string_view(text).substr(i, length));
+      states += tracker.state() == SpanState::kFree
+                    ? 'F'
+                    : (tracker.state() == SpanState::kName ? 'N' : 'K');
+      i += length;
+    }
+    EXPECT_EQ(states, golden.at("state_after_each_character").get<std::string>()) << text;
+  }
+}
+
+TEST(ConstraintGoldenTest, AllowsWhatTheReferenceAllows) {
+  const Json scripts = read_json_file(test::golden("generate/constrained_script.json"));
+  ASSERT_FALSE(scripts.empty());
+  std::int64_t restricted = 0;
+  for (const Json& script : scripts) {
+    SCOPED_TRACE(script.at("why").get<std::string>());
+    NameConstraint constraint(tiny_texts(), script.at("tools").get<std::string>(),
+                              DeclaredKeys::kReference);
+    for (const Json& step : script.at("steps")) {
+      const CallTracker& tracker = constraint.tracker();
+      EXPECT_EQ(state_name(tracker.state()), step.at("state").get<std::string>());
+      EXPECT_EQ(tracker.span(), step.at("span").get<std::string>());
+      EXPECT_EQ(constraint.fallback(), step.at("fallback").get<bool>());
+      const auto allowed = constraint.allowed();
+      ASSERT_EQ(allowed.has_value(), !step.at("allowed").is_null()) << "span " << tracker.span();
+      if (allowed) {
+        EXPECT_EQ(*allowed, step.at("allowed").get<std::vector<TokenId>>())
+            << "span " << tracker.span();
+        ++restricted;
+      }
+      constraint.accept(step.at("token").get<TokenId>());
+    }
+    const Json& end = script.at("end");
+    EXPECT_EQ(state_name(constraint.tracker().state()), end.at("state").get<std::string>());
+    EXPECT_EQ(constraint.tracker().tool(), end.at("tool").get<std::string>());
+    EXPECT_EQ(constraint.tracker().in_arguments(), end.at("in_arguments").get<bool>());
+    EXPECT_EQ(constraint.tracker().depth(), end.at("depth").get<std::int64_t>());
+  }
+  EXPECT_GT(restricted, 0);
+}
+
+TEST(ConstraintTest, ApplyForbidsAllOtherTokens) {
+  NameConstraint constraint(tiny_texts(), R"([{"name":"stop"}])");
+  std::vector<float> logits(static_cast<std::size_t>(tiny_texts()->size()), 0.5F);
+  constraint.apply(logits);
+  EXPECT_EQ(logits, std::vector<float>(logits.size(), 0.5F)) << "free before any name";
+
+  for (const TokenId id : tiny_tokenizer().encode(R"([{"name":")")) {
+    constraint.accept(id);
+  }
+  const auto allowed = constraint.allowed();
+  ASSERT_TRUE(allowed.has_value());
+  constraint.apply(logits);
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    const bool free =
+        std::binary_search(allowed->begin(), allowed->end(), static_cast<TokenId>(id));
+    EXPECT_EQ(logits[id], free ? 0.5F : -std::numeric_limits<float>::infinity()) << "token " << id;
+  }
+  EXPECT_EQ(constraint.masked_steps(), 1);
+}
+
+TEST(ConstraintTest, AllowedTokensSpellTheDeclaredNameAndNothingElse) {
+  NameConstraint constraint(tiny_texts(), R"([{"name":"stop"},{"name":"stow"}])");
+  for (const TokenId id : tiny_tokenizer().encode(R"([{"name":")")) {
+    constraint.accept(id);
+  }
+  while (constraint.tracker().state() == SpanState::kName) {
+    const auto allowed = constraint.allowed();
+    ASSERT_TRUE(allowed.has_value()) << constraint.tracker().span();
+    constraint.accept(allowed->back());
+  }
+  EXPECT_THAT(constraint.tracker().tool(), ::testing::AnyOf("stop", "stow"));
+}
+
+std::vector<std::string> keys_after(std::string_view tools, DeclaredKeys style,
+                                    std::initializer_list<std::string_view> candidates) {
+  std::vector<std::string> keys;
+  for (const std::string_view key : candidates) {
+    NameConstraint constraint(tiny_texts(), tools, style);
+    std::string text = R"([{"name":"find","arguments":{")";
+    for (const TokenId id : tiny_tokenizer().encode(text)) {
+      constraint.accept(id);
+    }
+    EXPECT_EQ(constraint.tracker().state(), SpanState::kKey);
+    const auto allowed = constraint.allowed();
+    const auto& first = tiny_texts()->equal_to(key.substr(0, 1));
+    if (allowed && !first.empty() &&
+        std::binary_search(allowed->begin(), allowed->end(), first.front())) {
+      keys.emplace_back(key);
+    }
+  }
+  return keys;
+}
+
+TEST(ConstraintTest, KnowsThePropertiesOfJsonSchemaTools) {
+  constexpr std::string_view kSchema =
+      R"([{"name":"find","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}])";
+  EXPECT_THAT(keys_after(kSchema, DeclaredKeys::kSchema, {"city", "properties"}),
+              ElementsAre("city"));
+  EXPECT_THAT(keys_after(kSchema, DeclaredKeys::kReference, {"city", "properties"}),
+              ElementsAre("properties"));
+  // A flat parameter that happens to be called "properties" stays one.
+  constexpr std::string_view kFlat =
+      R"([{"name":"find","parameters":{"type":{"type":"string"},"properties":{"type":"string"}}}])";
+  EXPECT_THAT(keys_after(kFlat, DeclaredKeys::kSchema, {"type", "properties", "city"}),
+              ElementsAre("type", "properties"));
+}
+
+TEST(ConstraintTest, BrokenToolsConstrainNothing) {
+  for (const std::string_view tools :
+       {"", "nonsense", "{}", "[]", "[1,null,{\"name\":5}]", "[{\"name\":\"x\"", "\"[]\""}) {
+    NameConstraint constraint(tiny_texts(), tools);
+    for (const TokenId id : tiny_tokenizer().encode(R"([{"name":"anything","arguments":{"k)")) {
+      EXPECT_FALSE(constraint.allowed().has_value()) << tools;
+      constraint.accept(id);
+    }
+    EXPECT_TRUE(constraint.fallback()) << tools;
+  }
+}
+
+TEST(ConstraintTest, AToolOfTheSameNameReplacesTheEarlier) {
+  constexpr std::string_view kTools =
+      R"([{"name":"find","parameters":{"old":{}}},{"name":"find","parameters":{"new":{}}}])";
+  EXPECT_THAT(keys_after(kTools, DeclaredKeys::kSchema, {"old", "new"}), ElementsAre("new"));
+}
+
+TEST(ConstraintTest, ATokenOutsideTheVocabularyIsAnError) {
+  NameConstraint constraint(tiny_texts(), "[]");
+  EXPECT_THROW(constraint.accept(tiny_texts()->size()), Error);
+  EXPECT_THROW(constraint.accept(-1), Error);
+}
+
+}  // namespace
+}  // namespace needle

@@ -1,0 +1,353 @@
+#include "needle/decode/generate.h"
+
+#include <limits>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "needle/calls/utf8.h"
+#include "needle/core/error.h"
+#include "needle/core/json.h"
+#include "needle/decode/constraint.h"
+
+#include "tests/decode/scripted_engine.h"
+#include "tests/support/golden.h"
+
+namespace needle {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+const Tokenizer& tiny_tokenizer() {
+  static const Tokenizer tokenizer = Tokenizer::load(test::golden("tokenizer/tiny.model"));
+  return tokenizer;
+}
+
+// What a trained model would write: the marker, then the answer.
+std::vector<TokenId> answer_ids(const std::string& answer) {
+  std::vector<TokenId> ids = {kToolCallId};
+  for (const TokenId id : tiny_tokenizer().encode(answer)) {
+    ids.push_back(id);
+  }
+  return ids;
+}
+
+TokenId byte_id(unsigned byte) {
+  for (TokenId id = 0; id < tiny_tokenizer().vocab_size(); ++id) {
+    if (tiny_tokenizer().piece_type(id) == PieceType::kByte &&
+        tiny_tokenizer().piece(id) == format("<0x{:02X}>", byte)) {
+      return id;
+    }
+  }
+  throw Error("no such byte piece");
+}
+
+test::ScriptedEngine engine_that_says(std::vector<TokenId> ids) {
+  return {tiny_tokenizer().vocab_size(), [ids](auto) { return ids; }};
+}
+
+constexpr std::string_view kTools =
+    R"([{"name":"setTimer","parameters":{"minutes":{"type":"integer"}}}])";
+
+// Everything around the network: the reference's tokens are replayed, prompt and text are ours.
+TEST(GenerateGoldenTest, PromptAndTextAreTheReferences) {
+  const Json golden = read_json_file(test::golden("generate/generate.json"));
+  ASSERT_FALSE(golden.at("cases").empty());
+  std::int64_t index = 0;
+  for (const Json& expected : golden.at("cases")) {
+    SCOPED_TRACE(format("case {}", index++));
+    const auto ids = expected.at("generated_ids").get<std::vector<TokenId>>();
+    const auto engine = engine_that_says(ids);
+    const FunctionCaller caller(engine, tiny_tokenizer(),
+                                {.max_enc_len = expected.at("max_enc_len").get<std::int64_t>()},
+                                NameStyle::kReference);
+    std::string streamed;
+    const CallRequest request = {
+        .query = expected.at("query").get<std::string>(),
+        .tools_json = expected.at("tools").get<std::string>(),
+        .max_gen_len = expected.at("max_gen_len").get<std::int64_t>(),
+        .constrain = expected.at("constrained").get<bool>() ? Constrain::kNames : Constrain::kNone,
+        .normalize_names = expected.at("normalize").get<bool>(),
+        .on_text = [&](std::string_view text) {
+          streamed += text;
+          return true;
+        }};
+    const CallResult result = caller.call(request);
+    EXPECT_EQ(result.prompt_ids, expected.at("encoder_ids").get<std::vector<TokenId>>());
+    EXPECT_EQ(result.ids, ids);
+    EXPECT_EQ(tiny_tokenizer().decode(result.ids), expected.at("raw_text").get<std::string>());
+    EXPECT_EQ(result.text, expected.at("text").get<std::string>());
+    EXPECT_EQ(streamed, result.raw_text);
+    EXPECT_EQ(result.stop == StopReason::kEos, expected.at("ended_by_eos").get<bool>());
+
+    if (request.constrain == Constrain::kNames) {
+      const std::string tools =
+          request.normalize_names
+              ? normalize_tool_names(request.tools_json, NameStyle::kReference).tools_json
+              : request.tools_json;
+      NameConstraint constraint(std::make_shared<TokenTexts>(tiny_tokenizer()), tools,
+                                DeclaredKeys::kReference);
+      std::vector<float> logits(static_cast<std::size_t>(tiny_tokenizer().vocab_size()));
+      for (const TokenId id : ids) {
+        constraint.apply(logits);
+        constraint.accept(id);
+      }
+      EXPECT_EQ(constraint.masked_steps(),
+                expected.at("constrained_steps_with_a_mask").get<std::int64_t>());
+    }
+  }
+}
+
+TEST(GenerateTokensTest, StartsFromEosAndStopsAtEos) {
+  test::ScriptedSession session({7, 9, 8}, 16);
+  const GeneratedTokens generated = generate_tokens(session, {});
+  EXPECT_THAT(generated.ids, ElementsAre(7, 9, 8));
+  EXPECT_EQ(generated.stop, StopReason::kEos);
+  EXPECT_THAT(session.fed(), ElementsAre(kEosId, 7, 9, 8));
+}
+
+TEST(GenerateTokensTest, GivesAtMostOneTokenLessThanTheLength) {
+  for (const std::int64_t length : {1, 2, 4}) {
+    test::ScriptedSession session(std::vector<TokenId>(10, 5), 16);
+    const GeneratedTokens generated = generate_tokens(session, {.max_gen_len = length});
+    EXPECT_EQ(static_cast<std::int64_t>(generated.ids.size()), length - 1);
+    EXPECT_EQ(generated.stop, StopReason::kMaxTokens);
+    EXPECT_EQ(session.position(), length - 1) << "no step whose logits nobody reads";
+  }
+  test::ScriptedSession session({}, 16);
+  EXPECT_THROW(generate_tokens(session, {.max_gen_len = 0}), Error);
+}
+
+// Fixed logits at every step.
+class ConstantSession : public EngineSession {
+ public:
+  explicit ConstantSession(std::vector<float> logits) : logits_(std::move(logits)) {}
+  std::span<const float> step(TokenId) override {
+    ++position_;
+    return logits_;
+  }
+  std::int64_t position() const override { return position_; }
+
+ private:
+  std::vector<float> logits_;
+  std::int64_t position_ = 0;
+};
+
+TEST(GenerateTokensTest, TakesTheLowestIdOfATie) {
+  ConstantSession session({0, 1, 2, 5, 5, 5});
+  EXPECT_THAT(generate_tokens(session, {.max_gen_len = 2}).ids, ElementsAre(3));
+}
+
+TEST(GenerateTokensTest, SkipsNanAndRefusesNothingButNan) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float low = -std::numeric_limits<float>::infinity();
+  ConstantSession some({nan, low, nan, 4, nan});
+  EXPECT_THAT(generate_tokens(some, {.max_gen_len = 2}).ids, ElementsAre(3));
+  ConstantSession lowest({nan, nan, low, nan});
+  EXPECT_THAT(generate_tokens(lowest, {.max_gen_len = 2}).ids, ElementsAre(2));
+  ConstantSession none({nan, nan});
+  EXPECT_THROW(generate_tokens(none, {}), Error);
+}
+
+TEST(GenerateTokensTest, CancelsAfterTheToken) {
+  test::ScriptedSession session({7, 9, 8}, 16);
+  std::vector<TokenId> seen;
+  const auto on_token = [&](TokenId id) {
+    seen.push_back(id);
+    return seen.size() < 2;
+  };
+  const GeneratedTokens generated = generate_tokens(session, {.on_token = on_token});
+  EXPECT_THAT(generated.ids, ElementsAre(7, 9));
+  EXPECT_THAT(seen, ElementsAre(7, 9));
+  EXPECT_EQ(generated.stop, StopReason::kCancelled);
+}
+
+// Forbids one id; remembers what it was told.
+class ForbidOne : public Constraint {
+ public:
+  explicit ForbidOne(TokenId id) : id_(id) {}
+  void apply(std::span<float> logits) override {
+    logits[static_cast<std::size_t>(id_)] = -std::numeric_limits<float>::infinity();
+  }
+  void accept(TokenId token) override { accepted.push_back(token); }
+  std::vector<TokenId> accepted;
+
+ private:
+  TokenId id_;
+};
+
+TEST(GenerateTokensTest, AsksTheConstraintBeforeAndTellsItAfterEachToken) {
+  test::ScriptedSession session({7, 9}, 16);
+  ForbidOne constraint(9);
+  const GeneratedTokens generated = generate_tokens(session, {.constraint = &constraint});
+  EXPECT_THAT(generated.ids, ElementsAre(7, 0)) << "the next best of the second step is id 0";
+  EXPECT_THAT(constraint.accepted, ElementsAre(7, 0));
+}
+
+TEST(FunctionCallerTest, RestoresToolNamesAndKeepsTheRawText) {
+  const auto engine =
+      engine_that_says(answer_ids(R"([{"name":"set_timer","arguments":{"minutes":5}}])"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  const CallResult result = caller.call({.query = "5 minutes", .tools_json = std::string(kTools)});
+  EXPECT_EQ(result.text, R"([{"name":"setTimer","arguments":{"minutes":5}}])");
+  EXPECT_EQ(result.raw_text, R"( [{"name":"set_timer","arguments":{"minutes":5}}])");
+  EXPECT_EQ(result.stop, StopReason::kEos);
+  EXPECT_EQ(result.ids.front(), kToolCallId);
+  EXPECT_THAT(tiny_tokenizer().decode(result.prompt_ids), HasSubstr("set_timer"));
+}
+
+TEST(FunctionCallerTest, WithoutToolsTheTextStaysAsGenerated) {
+  const auto engine = engine_that_says(answer_ids("hello"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  for (const std::string tools : {"", "[]", "not json"}) {
+    EXPECT_EQ(caller.call({.query = "hi", .tools_json = tools}).text, " hello") << tools;
+  }
+}
+
+TEST(FunctionCallerTest, TheNameConstraintKeepsTheModelToDeclaredNames) {
+  const auto engine = engine_that_says(answer_ids(R"([{"name":"zzzzzzzzz","arguments":{}}])"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  CallRequest request = {.query = "q", .tools_json = std::string(kTools), .max_gen_len = 200};
+  EXPECT_THAT(caller.call(request).raw_text, HasSubstr(R"("name":"set_timer")"));
+  request.constrain = Constrain::kNone;
+  EXPECT_THAT(caller.call(request).raw_text, HasSubstr(R"("name":"zzzzzzzzz")"));
+}
+
+TEST(FunctionCallerTest, WrappedToolsPromptAsPlainOnes) {
+  const auto engine = engine_that_says({});
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  const auto prompt = [&](std::string tools) {
+    return caller.call({.query = "q", .tools_json = std::move(tools)}).prompt_ids;
+  };
+  const auto plain = prompt(R"([{"name":"a","description":"d","parameters":{}}])");
+  EXPECT_EQ(prompt(R"([{"type":"function",
+                        "function":{"name":"a","description":"d","parameters":{}}}])"),
+            plain);
+  EXPECT_NE(prompt(R"([{"name":"b","description":"d","parameters":{}}])"), plain);
+}
+
+TEST(FunctionCallerTest, TheDecoderLimitOfTheModelBoundsTheLength) {
+  const auto engine = engine_that_says(std::vector<TokenId>(50, 9));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {.max_dec_len = 6});
+  const CallResult result = caller.call({.query = "q", .constrain = Constrain::kNone});
+  EXPECT_EQ(result.ids.size(), 5U);
+  EXPECT_EQ(result.stop, StopReason::kMaxTokens);
+}
+
+TEST(FunctionCallerTest, ModelAndTokenizerMustFit) {
+  const test::ScriptedEngine engine(tiny_tokenizer().vocab_size() + 1,
+                                    [](auto) { return std::vector<TokenId>(); });
+  EXPECT_THROW(FunctionCaller(engine, tiny_tokenizer(), {}), Error);
+}
+
+struct Streamed {
+  std::vector<std::string> pieces;
+  CallResult result;
+  std::string all() const {
+    std::string text;
+    for (const std::string& piece : pieces) {
+      text += piece;
+    }
+    return text;
+  }
+};
+
+Streamed stream(const std::vector<TokenId>& ids, std::size_t cancel_after = 1000) {
+  const auto engine = engine_that_says(ids);
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  Streamed streamed;
+  streamed.result = caller.call({.query = "q",
+                                 .tools_json = std::string(kTools),
+                                 .constrain = Constrain::kNone,
+                                 .on_text = [&](std::string_view text) {
+                                   streamed.pieces.emplace_back(text);
+                                   return streamed.pieces.size() < cancel_after;
+                                 }});
+  return streamed;
+}
+
+TEST(StreamingTest, PiecesAreValidUtf8AndMakeUpTheRawText) {
+  const Streamed streamed =
+      stream(answer_ids("[{\"name\":\"set_timer\",\"x\":\"caf\u00e9 \U0001F389\u20AC\"}]"));
+  EXPECT_GT(streamed.pieces.size(), 3U);
+  for (const std::string& piece : streamed.pieces) {
+    EXPECT_TRUE(is_valid_utf8(piece)) << piece;
+    EXPECT_THAT(piece, ::testing::Not(HasSubstr("\uFFFD")));
+    EXPECT_FALSE(piece.empty());
+  }
+  EXPECT_EQ(streamed.all(), streamed.result.raw_text);
+  EXPECT_THAT(streamed.result.text, HasSubstr("setTimer"));
+  EXPECT_THAT(streamed.all(), HasSubstr("set_timer"));
+  EXPECT_THAT(streamed.all(), HasSubstr("\U0001F389\u20AC"));
+}
+
+TEST(StreamingTest, BrokenBytesBecomeReplacementCharacters) {
+  const TokenId letter = tiny_tokenizer().encode("a").back();
+  const std::vector<std::vector<unsigned>> broken = {
+      {0xF0, 0x9F, 0x8E},        // a character that never ends
+      {0x80, 0x80},              // continuation bytes alone
+      {0xED, 0xA0, 0x80},        // a surrogate
+      {0xC3, 0xC3, 0xA9},        // the second one is complete
+      {0xF4, 0x90, 0x80, 0x80},  // above U+10FFFF
+      {0xE2, 0x82, 0xAC, 0xFF},  // a whole character, then nonsense
+  };
+  for (const auto& bytes : broken) {
+    for (const bool ends : {false, true}) {
+      std::vector<TokenId> ids = {kToolCallId, letter};
+      for (const unsigned byte : bytes) {
+        ids.push_back(byte_id(byte));
+      }
+      if (!ends) {
+        ids.push_back(letter);
+      }
+      const Streamed streamed = stream(ids);
+      EXPECT_TRUE(is_valid_utf8(streamed.result.text));
+      EXPECT_THAT(streamed.result.raw_text, HasSubstr("\uFFFD"));
+      EXPECT_EQ(streamed.all(), streamed.result.raw_text);
+      for (const std::string& piece : streamed.pieces) {
+        EXPECT_TRUE(is_valid_utf8(piece));
+      }
+    }
+  }
+}
+
+TEST(StreamingTest, TheMarkerNeverShows) {
+  EXPECT_THAT(stream(answer_ids("x")).all(), ::testing::Not(HasSubstr("tool_call")));
+  // Spelled in ordinary pieces it is stripped too, and a text that only begins like it is not lost.
+  const Streamed spelled = stream(tiny_tokenizer().encode("<tool_call>x"));
+  EXPECT_EQ(spelled.all(), "x");
+  EXPECT_EQ(spelled.result.raw_text, "x");
+  EXPECT_EQ(stream(tiny_tokenizer().encode("<tool")).all(), "<tool");
+}
+
+TEST(StreamingTest, CancelStopsTheLoop) {
+  const Streamed streamed = stream(answer_ids(R"([{"name":"set_timer","arguments":{}}])"), 2);
+  EXPECT_EQ(streamed.pieces.size(), 2U);
+  EXPECT_EQ(streamed.result.stop, StopReason::kCancelled);
+  EXPECT_TRUE(streamed.result.raw_text.starts_with(streamed.all()));
+}
+
+TEST(CallBatchTest, GivesTheSameAsOneByOneInAnyNumberOfThreads) {
+  // Answers with the first tokens of its prompt, so every request has its own result.
+  const test::ScriptedEngine engine(tiny_tokenizer().vocab_size(), [](auto prompt) {
+    return std::vector<TokenId>(prompt.begin(), prompt.end());
+  });
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  std::vector<CallRequest> requests;
+  for (int i = 0; i < 20; ++i) {
+    requests.push_back({.query = format("query {}", i), .constrain = Constrain::kNone});
+  }
+  for (const std::size_t threads : {1, 3}) {
+    const auto results = caller.call_batch(requests, threads);
+    ASSERT_EQ(results.size(), requests.size());
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(results[i].text, caller.call(requests[i]).text);
+      EXPECT_THAT(results[i].text, HasSubstr(requests[i].query));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace needle
