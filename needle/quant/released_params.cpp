@@ -122,7 +122,7 @@ void flatten(PickleValue& value, const std::string& prefix, const std::filesyste
     auto* const array = std::get_if<PickleArray>(&value.value);
     if (array == nullptr) {
       throw FormatError(
-          format("{}: params {}: expected an array, got {}", path, prefix, type_name(value)));
+          format("{}: params/{}: expected an array, got {}", path, prefix, type_name(value)));
     }
     params.emplace(prefix, std::move(*array));
     return;
@@ -130,7 +130,7 @@ void flatten(PickleValue& value, const std::string& prefix, const std::filesyste
   for (auto& [key, item] : *dict) {
     if (key.empty() || key.find('/') != std::string::npos) {
       throw FormatError(
-          format("{}: params {}: a key may be neither empty nor hold a slash", path, prefix));
+          format("{}: params/{}: the key \"{}\" is empty or holds a slash", path, prefix, key));
     }
     flatten(item, prefix.empty() ? key : prefix + "/" + key, path, params);
   }
