@@ -25,6 +25,7 @@ constexpr std::uint32_t kPieceText = 1;
 constexpr std::uint32_t kPieceScore = 2;
 constexpr std::uint32_t kPieceType = 3;
 constexpr std::uint32_t kModelType = 3;
+constexpr std::uint32_t kNumThreads = 16;
 constexpr std::uint32_t kCharsmap = 2;
 constexpr std::uint64_t kBpe = 2;
 constexpr std::uint64_t kControl = 3;
@@ -204,6 +205,12 @@ void append_tag(std::string& out, std::uint32_t number, WireType type) {
   append_varint(out, (std::uint64_t{number} << 3) | static_cast<std::uint32_t>(type));
 }
 
+void append_message(std::string& out, std::uint32_t number, std::string_view message) {
+  append_tag(out, number, WireType::kBytes);
+  append_varint(out, message.size());
+  out += message;
+}
+
 }  // namespace
 
 std::vector<ModelProtoPiece> read_model_proto(std::string_view bytes, std::string_view where) {
@@ -257,9 +264,28 @@ std::string with_control_pieces(std::string_view bytes, std::span<const TokenId>
     std::string piece(field->payload);  // of repeated scalar fields the last one counts
     append_tag(piece, kPieceType, WireType::kVarint);
     append_varint(piece, kControl);
-    append_tag(out, kPieces, WireType::kBytes);
-    append_varint(out, piece.size());
-    out += piece;
+    append_message(out, kPieces, piece);
+  }
+  return out;
+}
+
+std::string without_thread_count(std::string_view bytes) {
+  std::string out;
+  out.reserve(bytes.size());
+  FieldReader reader(bytes, "tokenizer");
+  while (const auto field = reader.next()) {
+    if (field->number != kTrainerSpec) {
+      out += field->encoded;
+      continue;
+    }
+    std::string spec;
+    FieldReader settings(field->payload, "tokenizer");
+    while (const auto setting = settings.next()) {
+      if (setting->number != kNumThreads) {
+        spec += setting->encoded;
+      }
+    }
+    append_message(out, kTrainerSpec, spec);
   }
   return out;
 }

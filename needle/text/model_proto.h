@@ -30,4 +30,9 @@ std::vector<ModelProtoPiece> read_model_proto(std::string_view bytes, std::strin
 // read_model_proto.
 std::string with_control_pieces(std::string_view bytes, std::span<const TokenId> ids);
 
+// The same model without the number of threads that trained it, which says nothing about the
+// pieces: equal text and settings then give equal bytes everywhere. `bytes` must have passed
+// read_model_proto.
+std::string without_thread_count(std::string_view bytes);
+
 }  // namespace needle
