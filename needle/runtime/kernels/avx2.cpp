@@ -1,0 +1,19 @@
+// Vectors of eight floats with fused multiply-add. Compiled with -mavx2 -mfma.
+#include "needle/runtime/kernels/kernels.h"
+
+namespace needle::runtime {
+namespace {
+
+constexpr int kLanes = 8;
+#include "needle/runtime/kernels/vector_loops.inc"
+
+bool supported() noexcept {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+}
+
+}  // namespace
+
+const Kernels kAvx2Kernels{
+    .name = "avx2", .supported = supported, .multiply = multiply, .softmax = softmax};
+
+}  // namespace needle::runtime

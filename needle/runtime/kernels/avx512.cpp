@@ -1,0 +1,17 @@
+// Vectors of sixteen floats: a panel row is one register. Compiled with -mavx512f.
+#include "needle/runtime/kernels/kernels.h"
+
+namespace needle::runtime {
+namespace {
+
+constexpr int kLanes = 16;
+#include "needle/runtime/kernels/vector_loops.inc"
+
+bool supported() noexcept { return __builtin_cpu_supports("avx512f") != 0; }
+
+}  // namespace
+
+const Kernels kAvx512Kernels{
+    .name = "avx512", .supported = supported, .multiply = multiply, .softmax = softmax};
+
+}  // namespace needle::runtime

@@ -1,0 +1,79 @@
+#include "needle/runtime/loaded_model.h"
+
+#include <utility>
+
+#include "needle/core/error.h"
+#include "needle/core/fields.h"
+
+namespace needle::runtime {
+namespace {
+
+Tokenizer read_tokenizer(const WeightsFile& file) {
+  const std::string where = file.path().string();
+  if (file.tokenizer_model().empty()) {
+    throw FormatError(format("{}: the file carries no tokenizer; export it again", where));
+  }
+  Tokenizer tokenizer = Tokenizer::from_bytes(file.tokenizer_model(), where + " (tokenizer)");
+  if (tokenizer.vocab_size() != file.model_config().vocab_size) {
+    throw FormatError(format("{}: the tokenizer has {} pieces, the model {}", where,
+                             tokenizer.vocab_size(), file.model_config().vocab_size));
+  }
+  return tokenizer;
+}
+
+PromptConfig read_prompt_config(const WeightsFile& file) {
+  if (!file.config().contains("prompt")) {
+    return {};
+  }
+  try {
+    return from_json<PromptConfig>(file.config().at("prompt"),
+                                   file.path().string() + " (config.prompt)");
+  } catch (const ConfigError& error) {  // the file is at fault, not the user's settings
+    throw FormatError(error.what());
+  }
+}
+
+}  // namespace
+
+struct LoadedModel::Impl {
+  Impl(const WeightsFile& file, const LoadOptions& options)
+      : tokenizer(read_tokenizer(file)),
+        prompt(read_prompt_config(file)),
+        config(file.config()),
+        file_bytes(file.size_bytes()),
+        engine(Model::load(file), {.threads = options.threads}),
+        caller(engine, tokenizer, prompt) {}
+
+  Tokenizer tokenizer;
+  PromptConfig prompt;
+  Json config;
+  std::uint64_t file_bytes;
+  RuntimeEngine engine;
+  FunctionCaller caller;
+};
+
+LoadedModel::LoadedModel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+
+LoadedModel LoadedModel::load(const std::filesystem::path& path, const LoadOptions& options) {
+  const WeightsFile file(path, {.verify_checksums = options.verify_checksums});
+  return LoadedModel(std::make_shared<Impl>(file, options));
+}
+
+CallResult LoadedModel::generate(std::string_view query, std::string_view tools_json,
+                                 std::function<bool(std::string_view text)> on_text) const {
+  return call({.query = std::string(query),
+               .tools_json = std::string(tools_json),
+               .on_text = std::move(on_text)});
+}
+
+CallResult LoadedModel::call(const CallRequest& request) const {
+  return impl_->caller.call(request);
+}
+
+const RuntimeEngine& LoadedModel::engine() const { return impl_->engine; }
+const Tokenizer& LoadedModel::tokenizer() const { return impl_->tokenizer; }
+const PromptConfig& LoadedModel::prompt_config() const { return impl_->prompt; }
+const Json& LoadedModel::file_config() const { return impl_->config; }
+std::uint64_t LoadedModel::file_bytes() const { return impl_->file_bytes; }
+
+}  // namespace needle::runtime

@@ -1,0 +1,36 @@
+#include "needle/runtime/request.h"
+
+#include <algorithm>
+
+namespace needle::runtime {
+namespace {
+
+AlignedBuffer<float> floats(std::int64_t count) {
+  return AlignedBuffer<float>(static_cast<std::size_t>(count));
+}
+
+}  // namespace
+
+Request::Request(const ModelConfig& config, std::int64_t prompt_count, std::int64_t token_count)
+    : max_tokens(token_count),
+      prompt_tokens(prompt_count),
+      rope(config, token_count),
+      x(floats(config.d_model)),
+      normed(floats(config.d_model)),
+      q(floats(config.d_model)),
+      k(floats(config.kv_dim())),
+      v(floats(config.kv_dim())),
+      attended(floats(config.d_model)),
+      update(floats(config.d_model)),
+      hidden(floats(config.no_feedforward ? 0 : config.d_ff)),
+      up(floats(config.no_feedforward ? 0 : config.d_ff)),
+      scores(floats(config.num_heads / config.num_kv_heads *
+                    padded(std::max(prompt_tokens, max_tokens)))),
+      logits(floats(padded(config.vocab_size))) {
+  for (std::int64_t layer = 0; layer < config.num_decoder_layers; ++layer) {
+    self.emplace_back(config, max_tokens);
+    cross.emplace_back(config, prompt_tokens);
+  }
+}
+
+}  // namespace needle::runtime

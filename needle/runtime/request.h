@@ -1,0 +1,39 @@
+// One request's state: the prompt's cross keys and values, the decoder's own, and every buffer that
+// a step needs, all made before the first token.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "needle/runtime/aligned_buffer.h"
+#include "needle/runtime/kv_cache.h"
+#include "needle/runtime/layers.h"
+
+namespace needle::runtime {
+
+struct Request {
+  // `prompt_tokens` T, `max_tokens`: the decoder tokens that will be fed at most.
+  Request(const ModelConfig& config, std::int64_t prompt_tokens, std::int64_t max_tokens);
+
+  std::int64_t position = 0;  // decoder tokens fed so far
+  std::int64_t max_tokens;
+  std::int64_t prompt_tokens;
+
+  std::vector<KvCache> self;              // a layer each
+  std::vector<KvCache> cross;             // a layer each
+  std::vector<std::uint8_t> prompt_mask;  // [T], 0 = padding; empty if there is none
+  RopeTable rope;                         // of the decoder's positions
+
+  AlignedBuffer<float> x;           // [d], the residual stream
+  AlignedBuffer<float> normed;      // [d]
+  AlignedBuffer<float> q;           // [d]
+  AlignedBuffer<float> k, v;        // [K * D]
+  AlignedBuffer<float> attended;    // [d]
+  AlignedBuffer<float> update;      // [d]
+  AlignedBuffer<float> hidden, up;  // [d_ff], with feed-forward layers
+  AlignedBuffer<float> scores;      // [H / K][padded(longest)]
+  AlignedBuffer<float> logits;      // [V]
+};
+
+}  // namespace needle::runtime

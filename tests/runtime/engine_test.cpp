@@ -1,0 +1,196 @@
+#include "needle/runtime/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "needle/core/error.h"
+#include "needle/core/random.h"
+
+#include "tests/runtime/allocation_counter.h"
+#include "tests/runtime/golden_model.h"
+
+namespace needle::runtime {
+namespace {
+
+const ModelConfig kConfig{.vocab_size = 70,
+                          .d_model = 48,
+                          .num_heads = 4,
+                          .num_kv_heads = 2,
+                          .num_encoder_layers = 2,
+                          .num_decoder_layers = 2,
+                          .d_ff = 40,
+                          .activation = Activation::kSwiglu,
+                          .no_feedforward = false,
+                          .max_seq_len = 64,
+                          .contrastive_dim = 10};
+
+std::map<std::string, std::vector<float>> random_parameters(const ModelConfig& config) {
+  std::map<std::string, std::vector<float>> parameters;
+  Random random(31);
+  for (const TensorSpec& spec : expected_tensors(config)) {
+    std::int64_t count = 1;
+    for (const std::int64_t side : spec.shape) {
+      count *= side;
+    }
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (float& value : values) {
+      value = static_cast<float>(0.3 * random.normal());
+    }
+    parameters.emplace(spec.name, std::move(values));
+  }
+  return parameters;
+}
+
+std::shared_ptr<const Model> random_model(WeightEncoding encoding) {
+  return test::runtime_model(kConfig, random_parameters(kConfig), encoding);
+}
+
+std::vector<TokenId> prompt_of(std::size_t count) {
+  Random random(count);
+  std::vector<TokenId> prompt(count);
+  for (TokenId& token : prompt) {
+    token = static_cast<TokenId>(1 + random.below(69));
+  }
+  return prompt;
+}
+
+// Logits of every step, one after the other.
+std::vector<float> run(const RuntimeEngine& engine, const std::vector<TokenId>& prompt,
+                       const std::vector<TokenId>& answer) {
+  const auto session = engine.start(prompt, std::ssize(answer));
+  std::vector<float> all;
+  for (const TokenId token : answer) {
+    const auto logits = session->step(token);
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  float largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    largest = std::max(largest, std::abs(a[i] - b[i]));
+  }
+  return a.size() == b.size() ? largest : 1e9f;
+}
+
+TEST(RuntimeEngineTest, EveryKernelTableGivesTheSameModel) {
+  for (const WeightEncoding encoding :
+       {WeightEncoding::kF32, WeightEncoding::kInt8, WeightEncoding::kInt4}) {
+    const auto model = random_model(encoding);
+    const RuntimeEngine scalar(model, {.kernels = &kScalarKernels});
+    const auto prompt = prompt_of(37);
+    const auto answer = prompt_of(19);
+    const auto expected = run(scalar, prompt, answer);
+    for (const char* name : {"generic", "avx2", "avx512"}) {
+      const Kernels* kernels = nullptr;
+      try {
+        kernels = &find_kernels(name);
+      } catch (const ConfigError&) {
+        continue;
+      }
+      const RuntimeEngine engine(model, {.kernels = kernels});
+      EXPECT_LT(largest_difference(run(engine, prompt, answer), expected), 2e-5f) << name;
+      EXPECT_LT(largest_difference(engine.embed(prompt), scalar.embed(prompt)), 1e-6f) << name;
+    }
+    EXPECT_GT(largest_difference(run(scalar, prompt_of(38), answer), expected), 0.01f);
+  }
+}
+
+TEST(RuntimeEngineTest, QuantisedFileIsItsDeployedWeights) {
+  const auto parameters = random_parameters(kConfig);
+  for (const WeightEncoding encoding : {WeightEncoding::kInt8, WeightEncoding::kInt4}) {
+    auto deployed = parameters;
+    for (const TensorSpec& spec : expected_tensors(kConfig)) {
+      if (spec.is_matrix()) {
+        auto& values = deployed.at(spec.name);
+        const auto bytes = pack_matrix(encoding, values, spec.shape[0], spec.shape[1]);
+        values = unpack_matrix(
+            {.encoding = encoding, .rows = spec.shape[0], .cols = spec.shape[1], .bytes = bytes});
+      }
+    }
+    const RuntimeEngine quantised(test::runtime_model(kConfig, parameters, encoding));
+    const RuntimeEngine floats(test::runtime_model(kConfig, deployed));
+    const auto expected = run(floats, prompt_of(21), prompt_of(8));
+    EXPECT_LT(largest_difference(run(quantised, prompt_of(21), prompt_of(8)), expected), 2e-5f);
+    const RuntimeEngine original(test::runtime_model(kConfig, parameters));
+    EXPECT_GT(largest_difference(run(original, prompt_of(21), prompt_of(8)), expected), 1e-3f);
+  }
+}
+
+TEST(RuntimeEngineTest, ThreadsDoNotChangeABit) {
+  const auto model = random_model(WeightEncoding::kInt4);
+  const auto prompt = prompt_of(300);
+  const auto answer = prompt_of(12);
+  const RuntimeEngine one(model);
+  for (const std::size_t threads : {2, 3, 5}) {
+    const RuntimeEngine several(model, {.threads = threads});
+    EXPECT_EQ(run(several, prompt, answer), run(one, prompt, answer));
+    EXPECT_EQ(several.embed(prompt), one.embed(prompt));
+  }
+}
+
+TEST(RuntimeEngineTest, StepAllocatesNothing) {
+  const auto model = random_model(WeightEncoding::kInt4);
+  for (const std::size_t threads : {1, 2}) {
+    const RuntimeEngine engine(model, {.threads = threads});
+    const auto session = engine.start(prompt_of(30), 20);
+    const long before = test::allocation_count();
+    for (TokenId token = 1; token < 20; ++token) {
+      session->step(token);
+    }
+    EXPECT_EQ(test::allocation_count() - before, 0) << threads;
+  }
+  EXPECT_GT(test::allocation_count(), 0);
+}
+
+TEST(RuntimeEngineTest, PaddingInThePromptIsMasked) {
+  const RuntimeEngine engine(random_model(WeightEncoding::kF32));
+  const auto prompt = prompt_of(11);
+  auto with_padding = prompt;
+  with_padding.insert(with_padding.end(), 6, TokenId{0});
+  const auto answer = prompt_of(5);
+  EXPECT_LT(largest_difference(run(engine, with_padding, answer), run(engine, prompt, answer)),
+            2e-6f);
+  EXPECT_LT(largest_difference(engine.embed(with_padding), engine.embed(prompt)), 1e-6f);
+  const auto nothing = engine.embed({});
+  EXPECT_LT(largest_difference(engine.embed(std::vector<TokenId>(7, 0)), nothing), 1e-7f);
+  const auto only_padding = run(engine, std::vector<TokenId>(7, 0), answer);
+  EXPECT_TRUE(std::ranges::all_of(only_padding, [](float x) { return std::isfinite(x); }));
+}
+
+TEST(RuntimeEngineTest, SessionsDoNotDisturbEachOther) {
+  const RuntimeEngine engine(random_model(WeightEncoding::kInt8));
+  const auto first = engine.start(prompt_of(9), 4);
+  const auto second = engine.start(prompt_of(14), 4);
+  std::vector<float> interleaved;
+  for (TokenId token = 3; token < 7; ++token) {
+    const auto logits = first->step(token);
+    interleaved.insert(interleaved.end(), logits.begin(), logits.end());
+    second->step(token + 1);
+  }
+  EXPECT_EQ(first->position(), 4);
+  EXPECT_EQ(interleaved, run(engine, prompt_of(9), {3, 4, 5, 6}));
+}
+
+TEST(RuntimeEngineTest, MisuseThrowsAndLeavesTheSessionUsable) {
+  const RuntimeEngine engine(random_model(WeightEncoding::kInt4));
+  EXPECT_EQ(engine.vocab_size(), 70);
+  EXPECT_THROW(engine.start({}, 4), Error);
+  EXPECT_THROW(engine.start(std::vector<TokenId>{1, 70}, 4), Error);
+  EXPECT_THROW(engine.start(std::vector<TokenId>{-1}, 4), Error);
+  EXPECT_THROW(engine.start(std::vector<TokenId>{1}, -1), Error);
+  EXPECT_THROW(engine.embed(std::vector<TokenId>{71}), Error);
+  EXPECT_THROW(engine.encode({}), Error);
+  const auto session = engine.start(prompt_of(5), 2);
+  EXPECT_THROW(session->step(70), Error);
+  EXPECT_EQ(session->position(), 0);
+  session->step(1);
+  session->step(2);
+  EXPECT_THROW(session->step(3), Error);
+}
+
+}  // namespace
+}  // namespace needle::runtime
