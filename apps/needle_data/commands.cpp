@@ -185,16 +185,18 @@ void train_tokenizer_command(const TrainTokenizerOptions& options) {
   for (const std::string& file : options.files) {
     for_each_text(file, [&lines](std::string_view text) { lines.emplace_back(text); });
   }
-  const std::string model = train_tokenizer(lines, config);
-  write_file_atomic(options.output, model);
-  const Tokenizer tokenizer = Tokenizer::from_bytes(model, options.output);
+  const TrainedTokenizer trained = train_tokenizer(lines, config);
+  write_file_atomic(options.output, trained.tokenizer.model_bytes());
   print_report(
       options.json,
       {{"output", options.output},
-       {"vocab_size", tokenizer.vocab_size()},
-       {"texts", lines.size()},
-       {"fingerprint", tokenizer.fingerprint()}},
-      format("{}: {} pieces from {} texts", options.output, tokenizer.vocab_size(), lines.size()));
+       {"vocab_size", trained.tokenizer.vocab_size()},
+       {"lines", trained.lines},
+       {"long_lines", trained.long_lines},
+       {"fingerprint", trained.tokenizer.fingerprint()}},
+      format("{}: {} pieces from {} lines; {} lines left out because they are longer than {} bytes",
+             options.output, trained.tokenizer.vocab_size(), trained.lines, trained.long_lines,
+             config.max_line_bytes));
 }
 
 }  // namespace
@@ -312,7 +314,7 @@ void add_train_tokenizer_command(CLI::App& app) {
                    "Model file to write, for example tokenizer.model")
       ->required();
   command->add_option("--set", options->overrides,
-                      "Change a setting: vocab_size=4096, json_symbols=true, ...");
+                      "Change a setting: vocab_size=4096, json_symbols=[\"default\"], ...");
   command->add_flag("--json", options->json, "Print the result as JSON");
   command->callback([options] { train_tokenizer_command(*options); });
 }
