@@ -42,8 +42,8 @@ torch::Tensor exact_attention(const torch::Tensor& q, const KeyValues& kv,
 torch::Tensor fused_attention(const torch::Tensor& q, const KeyValues& kv,
                               const AttentionMask& mask) {
   const auto dtype = kv.values.scalar_type();
-  // In a row without any key the exact kernel's scores are constants: no gradient may reach q or k.
-  // With a zero query none does.
+  // In a row without any key the exact kernel's scores are constants: weights are uniform and no
+  // gradient reaches q or k. A zero query does the same.
   const auto queries = q.to(dtype).masked_fill(mask.no_key(), 0.0);
   return at::scaled_dot_product_attention(queries, kv.keys.to(dtype), kv.values,
                                           mask.bias().to(dtype), /*dropout_p=*/0.0,

@@ -22,12 +22,13 @@ AttentionMask::AttentionMask(const torch::Tensor& allowed, AttentionKernel kerne
     blocked_ = allowed.logical_not();
     return;
   }
-  // Added to scores, -1e30 leaves nothing of them: its last bit weighs 1e22. So a row without any
-  // key has equal scores and becomes uniform, as in the exact kernel. (The lowest finite float32
-  // would be infinite in bfloat16.)
-  bias_ = torch::zeros(allowed.sizes(), allowed.options().dtype(torch::kFloat32))
-              .masked_fill_(allowed.logical_not(), -1e30);
+  // Added to scores, -1e30 leaves nothing of them. (The lowest finite float32 would be infinite in
+  // bfloat16.) A row without any key has no bias at all: with a zero query its scores are zeros and
+  // it becomes uniform. Were they all -1e30, the library's backward pass would lose log(S) in their
+  // log-sum and take every weight for 1 (measured).
   no_key_ = allowed.any(-1, /*keepdim=*/true).logical_not_();
+  bias_ = torch::zeros(allowed.sizes(), allowed.options().dtype(torch::kFloat32))
+              .masked_fill_(allowed.logical_or(no_key_).logical_not_(), -1e30);
 }
 
 }  // namespace needle
