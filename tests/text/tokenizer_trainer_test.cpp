@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
 #include "needle/core/json.h"
+#include "needle/core/random.h"
 
 #include "tests/support/golden.h"
 
@@ -25,14 +25,43 @@ struct Corpus {
   std::vector<std::string> answers;  // compact
 };
 
+// Sixty rows of made-up words.
 Corpus corpus() {
+  Random random(9);
+  const auto word = [&random] {
+    std::string text;
+    for (std::uint32_t i = random.below(3) + 1; i > 0; --i) {
+      text += "bdfgklmnprst"[random.below(12)];
+      text += "aeiou"[random.below(5)];
+    }
+    return text;
+  };
+  const auto words = [&](std::uint32_t count) {
+    std::string text = word();
+    while (--count > 0) {
+      text += " " + word();
+    }
+    return JsonValue::string(text);
+  };
   Corpus result;
-  std::ifstream file(test::golden("generate/train_examples.jsonl"));
-  for (std::string line; std::getline(file, line);) {
-    const Json row = Json::parse(line);
-    result.tools.push_back(compact_json_text(row.at("tools").get<std::string>()));
-    result.answers.push_back(compact_json_text(row.at("answers").get<std::string>()));
-    result.texts.push_back(row.at("query").get<std::string>());
+  for (int row = 0; row < 60; ++row) {
+    JsonValue parameters = JsonValue::object();
+    JsonValue arguments = JsonValue::object();
+    for (std::uint32_t i = random.below(4) + 1; i > 0; --i) {
+      const std::string name = word();
+      parameters.set(name,
+                     JsonValue::object({{"type", JsonValue::string("string")},
+                                        {"description", words(4)},
+                                        {"required", JsonValue::boolean(random.below(2) == 0)}}));
+      arguments.set(name, words(2));
+    }
+    const JsonValue name = JsonValue::string(word() + "_" + word());
+    const JsonValue tool =
+        JsonValue::object({{"name", name}, {"description", words(5)}, {"parameters", parameters}});
+    const JsonValue call = JsonValue::object({{"name", name}, {"arguments", arguments}});
+    result.tools.push_back(write_compact(JsonValue::array({tool})));
+    result.answers.push_back(write_compact(JsonValue::array({call})));
+    result.texts.push_back(words(6).as_string());
     result.texts.push_back(result.tools.back());
     result.texts.push_back(result.answers.back());
   }
