@@ -34,6 +34,8 @@ function(_needle_use_torch target)
   target_precompile_headers(${target} REUSE_FROM needle_torch_pch)
   # fmt 12 lies among LibTorch's headers; ours come through needle/core/format.h, which hides it.
   target_compile_options(${target} PRIVATE -Wno-conversion)
+  # Executables would get -fPIE, with which the precompiled header, made with -fPIC, is not used.
+  target_compile_options(${target} PRIVATE $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:-fPIC>)
 endfunction()
 
 # needle_add_library(core SOURCES a.cpp [LINKS ...] [PRIVATE_LINKS ...] [TORCH])
