@@ -33,8 +33,8 @@ std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradi
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     NEEDLE_CHECK(gradients[i].dim() == 2, "gradient {} has {} dimensions, not 2", i,
                  gradients[i].dim());
-    const auto [shorter, longer] = std::minmax(gradients[i].size(0), gradients[i].size(1));
-    groups[{shorter, longer}].push_back(i);
+    const auto rows = gradients[i].size(0), columns = gradients[i].size(1);
+    groups[{std::min(rows, columns), std::max(rows, columns)}].push_back(i);
   }
   std::vector<torch::Tensor> results(gradients.size());
   for (const auto& [shape, members] : groups) {

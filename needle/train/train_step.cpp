@@ -39,6 +39,9 @@ std::string first_bad_gradient(const Needle& model) {
   return "only their sum";
 }
 
+// printf has "-nan" for some of them.
+std::string_view name_of_bad(double value) { return std::isnan(value) ? "nan" : "infinite"; }
+
 }  // namespace
 
 TrainStep::TrainStep(Needle model, Optimizer& optimizer, const TrainStepConfig& config,
@@ -138,12 +141,12 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
   }
   report.grad_norm = number[4];
   if (!std::isfinite(report.loss)) {
-    report.skip_reason = format("the loss is {}", report.loss);
+    report.skip_reason = format("the loss is {}", name_of_bad(report.loss));
   } else if (!std::isfinite(report.contrastive.value_or(0.0))) {
-    report.skip_reason = format("the contrastive loss is {}", *report.contrastive);
+    report.skip_reason = format("the contrastive loss is {}", name_of_bad(*report.contrastive));
   } else if (!std::isfinite(report.grad_norm)) {
-    report.skip_reason = format("the gradient norm is {} (first in {})", report.grad_norm,
-                                first_bad_gradient(model_));
+    report.skip_reason = format("the gradient norm is {} (first in {})",
+                                name_of_bad(report.grad_norm), first_bad_gradient(model_));
   }
   report.skipped = !report.skip_reason.empty();
   if (report.skipped) {
