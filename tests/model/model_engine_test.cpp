@@ -99,8 +99,9 @@ TEST(GenerateGolden, BatchesGiveTheSameAnswers) {
   options.batch_rows = 4;
   for (std::size_t i = 0; i < queries.size(); ++i) {
     normalized.push_back(normalize_tool_names(tools[i], NameStyle::kReference));
+    const std::string compact = compact_json_text(normalized[i].tools_json);
     prompts.push_back(
-        encode_prompt(golden_tokenizer(), {}, queries[i], normalized[i].tools_json).ids);
+        encode_prompt(golden_tokenizer(), {}, queries[i], compact, SpecialText::kSpecial).ids);
     if (constrained) {
       constraints.push_back(std::make_unique<NameConstraint>(texts, normalized[i].tools_json,
                                                              DeclaredKeys::kReference));
@@ -173,9 +174,9 @@ TEST(RetrievalGolden, RecallAndReciprocalRank) {
   }
   for (const auto& [name, expected] : golden.at("benchmark_on_train_examples").items()) {
     const ModelEngine engine(named_model(name));
-    const RetrievalCounts counts =
-        evaluate_retrieval(engine, golden_tokenizer(), cases,
-                           {.max_tokens = golden.at("max_len").get<std::int64_t>()});
+    const RetrievalCounts counts = evaluate_retrieval(
+        engine, golden_tokenizer(), cases,
+        {.max_tokens = golden.at("max_len").get<std::int64_t>(), .special = SpecialText::kSpecial});
     EXPECT_EQ(counts.queries, expected.at("num_queries").get<std::int64_t>());
     EXPECT_NEAR(counts.mean_reciprocal_rank(), expected.at("mrr").get<double>(), 0.03) << name;
     for (const auto& [k, recall] : expected.at("recall@k").items()) {
@@ -243,6 +244,25 @@ TEST(ModelEngineTest, BatchesGiveTheTokensOfSingleRequests) {
   const auto none = generate_batch(model, prompts, {.max_gen_len = 1});
   EXPECT_TRUE(none[0].ids.empty());
   EXPECT_EQ(none[0].stop, StopReason::kMaxTokens);
+}
+
+TEST(ModelEngineTest, DecodesInBfloat16) {
+  const auto config = test::small_config();
+  auto model = test::random_model(config, 30);
+  const auto prompt = some_ids(config, 9);
+  const ModelEngine engine(model);
+  const auto first = engine.start(prompt, 4);
+  const auto exact = first->step(kEosId);
+  const std::vector<float> expected(exact.begin(), exact.end());
+  model->set_compute_dtype(torch::kBFloat16);
+  const auto session = engine.start(prompt, 4);
+  const auto logits = session->step(kEosId);
+  const auto difference = test::largest_difference(
+      torch::tensor(std::vector<float>(logits.begin(), logits.end())), torch::tensor(expected));
+  // Eight bits of mantissa through a handful of layers.
+  EXPECT_LT(difference, 0.05 * torch::tensor(expected).abs().max().item<double>());
+  EXPECT_GT(difference, 0.0);
+  EXPECT_FALSE(session->step(7).empty());
 }
 
 // Ends the answer of its row after a number of tokens.
