@@ -137,17 +137,26 @@ std::map<std::string, std::vector<float>> module_parameters(const ModelConfig& c
   return parameters;
 }
 
-std::shared_ptr<const runtime::Model> runtime_model(
-    const ModelConfig& config, const std::map<std::string, std::vector<float>>& parameters,
-    WeightEncoding encoding) {
+void write_weights(const std::filesystem::path& path, const ModelConfig& config,
+                   const std::map<std::string, std::vector<float>>& parameters,
+                   WeightEncoding encoding, std::string_view tokenizer) {
   Json header;
   header["model"] = to_json(config);
   WeightsFileWriter writer(config, header);
+  if (!tokenizer.empty()) {
+    writer.add_tokenizer(tokenizer);
+  }
   for (const auto& [name, values] : parameters) {
     writer.add_tensor(name, values, encoding);
   }
+  writer.write(path);
+}
+
+std::shared_ptr<const runtime::Model> runtime_model(
+    const ModelConfig& config, const std::map<std::string, std::vector<float>>& parameters,
+    WeightEncoding encoding) {
   const TemporaryFolder folder;
-  writer.write(folder / "model.needle");
+  write_weights(folder / "model.needle", config, parameters, encoding);
   return runtime::Model::load(WeightsFile(folder / "model.needle"));
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "needle/quant/group_quant.h"
@@ -36,7 +37,12 @@ std::map<std::string, std::vector<float>> module_parameters(const ModelConfig& c
                                                             const FloatArrays& arrays,
                                                             std::optional<QuantBits> bits = {});
 
-// Written to a weights file (every matrix in `encoding`) and loaded again.
+// Every matrix in `encoding`. `tokenizer`: SentencePiece bytes, or none.
+void write_weights(const std::filesystem::path& path, const ModelConfig& config,
+                   const std::map<std::string, std::vector<float>>& parameters,
+                   WeightEncoding encoding, std::string_view tokenizer = "");
+
+// Written to a weights file and loaded again.
 std::shared_ptr<const runtime::Model> runtime_model(
     const ModelConfig& config, const std::map<std::string, std::vector<float>>& parameters,
     WeightEncoding encoding = WeightEncoding::kF32);

@@ -23,6 +23,10 @@ std::filesystem::path shared_dir() {
   return from_environment("NEEDLE_SHARED_DIR", NEEDLE_SOURCE_DIR "/../shared");
 }
 
+std::filesystem::path source_dir() {
+  return from_environment("NEEDLE_SOURCE_DIR", NEEDLE_SOURCE_DIR);
+}
+
 TemporaryFolder::TemporaryFolder() {
   std::string pattern = (std::filesystem::temp_directory_path() / "needle-test-XXXXXX").string();
   if (mkdtemp(pattern.data()) == nullptr) {

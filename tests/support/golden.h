@@ -14,6 +14,9 @@ std::filesystem::path golden(std::string_view relative_path);
 // NEEDLE_SHARED_DIR, by default ../shared beside the checkout. May not exist: callers skip with a message.
 std::filesystem::path shared_dir();
 
+// The checkout: configs, docs and data that tests look at.
+std::filesystem::path source_dir();
+
 // A fresh empty folder, removed at the end of the scope.
 class TemporaryFolder {
  public:

@@ -1,0 +1,34 @@
+// What needle-run can do. Each adds its options to the command line and does its work through
+// needle/runtime/loaded_model.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "needle/runtime/loaded_model.h"
+
+namespace needle {
+
+// Shared by all: where the model is and how it runs.
+struct ModelOptions {
+  std::string model;
+  std::size_t threads = 1;
+
+  void add_to(CLI::App& command);
+  // Throws ConfigError if no model was named.
+  runtime::LoadedModel load() const;
+};
+
+// JSON text of --tools: a file, or the JSON itself. Throws unless it is an array of tools.
+std::string read_tools(const std::string& argument);
+
+// One line of `text` at a time from stdin; false at its end. Empty lines are skipped.
+bool next_query(std::string& query);
+
+void add_generate(CLI::App& app);  // the default: runs when no subcommand is named
+void add_retrieve_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
+
+}  // namespace needle
