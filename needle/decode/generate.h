@@ -50,10 +50,8 @@ struct GeneratedTokens {
 // is NaN.
 GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options);
 
-enum class Constrain {
-  kNone,
-  kNames
-};  // kNames: the reference's tool-name and argument-key constraint
+// kNames: the reference's tool-name and argument-key constraint.
+enum class Constrain { kNone, kNames };
 inline constexpr EnumNames<Constrain, 2> kConstrainNames{
     {{{Constrain::kNone, "none"}, {Constrain::kNames, "names"}}}};
 

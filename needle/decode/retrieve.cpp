@@ -5,9 +5,27 @@
 #include <utility>
 
 #include "needle/calls/tool.h"
+#include "needle/calls/tool_name.h"
 #include "needle/core/error.h"
 
 namespace needle {
+namespace {
+
+std::string written_tool(std::string_view tool, const RetrieveOptions& options) {
+  JsonParseResult parsed = parse_json_value(tool);
+  if (!parsed.value) {
+    return std::string(tool);
+  }
+  const JsonValue* name = parsed.value->find("name");
+  if (options.snake_case_names && name != nullptr && name->is_string()) {
+    if (std::string snake = to_snake_case(name->as_string()); !snake.empty()) {
+      parsed.value->set("name", JsonValue::string(std::move(snake)));
+    }
+  }
+  return write_compact(*parsed.value, options.json_escapes);
+}
+
+}  // namespace
 
 std::vector<float> embed_text(const Engine& engine, const Tokenizer& tokenizer,
                               std::string_view text, const RetrieveOptions& options) {
@@ -22,8 +40,7 @@ ToolIndex::ToolIndex(const Engine& engine, const Tokenizer& tokenizer,
     : engine_(engine), tokenizer_(tokenizer), options_(options) {
   embeddings_.reserve(tools.size());
   for (const std::string& tool : tools) {
-    embeddings_.push_back(
-        embed_text(engine_, tokenizer_, compact_json_text(tool, options_.json_escapes), options_));
+    embeddings_.push_back(embed_text(engine_, tokenizer_, written_tool(tool, options_), options_));
   }
 }
 

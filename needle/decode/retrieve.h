@@ -17,6 +17,7 @@ namespace needle {
 
 struct RetrieveOptions {
   std::int64_t max_tokens = 256;  // of a query or a tool; the rest is cut
+  bool snake_case_names = true;   // tool names as training writes them; false: as declared
   JsonEscapes json_escapes = JsonEscapes::kAscii;
   SpecialText special = SpecialText::kPlain;
 };
@@ -35,7 +36,7 @@ std::vector<float> embed_text(const Engine& engine, const Tokenizer& tokenizer,
 // Safe from several threads.
 class ToolIndex {
  public:
-  // `tools`: one JSON text each, written compactly before it is embedded; names stay as they are.
+  // `tools`: one JSON text each, written compactly before it is embedded.
   ToolIndex(const Engine& engine, const Tokenizer& tokenizer, std::span<const std::string> tools,
             RetrieveOptions options = {});
 

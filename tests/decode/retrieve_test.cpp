@@ -65,6 +65,21 @@ TEST(RetrieveTest, WritesToolsCompactlyAndCutsThem) {
   EXPECT_THROW(embed_text(engine, tiny_tokenizer(), "x", {.max_tokens = 0}), Error);
 }
 
+TEST(RetrieveTest, NamesAreWrittenAsInTraining) {
+  const auto engine = letter_engine();
+  const std::vector<std::string> tools = {R"({"name":"aAaA","description":"x"})"};
+  const auto written = [&](bool snake_case) {
+    return ToolIndex(engine, tiny_tokenizer(), tools, {.snake_case_names = snake_case})
+        .rank(snake_case ? R"({"name":"a_aa_a","description":"x"})" : tools[0], 1)
+        .front()
+        .score;
+  };
+  EXPECT_NEAR(written(true), 1.0, 1e-6);
+  EXPECT_NEAR(written(false), 1.0, 1e-6);
+  const ToolIndex renamed(engine, tiny_tokenizer(), tools);
+  EXPECT_LT(renamed.rank(tools[0], 1).front().score, 1.0 - 1e-5);
+}
+
 TEST(RetrieveTest, TakesToolsApart) {
   EXPECT_THAT(tool_texts(R"([{"name": "a", "parameters": {}}, {"name": "b", "parameters": {}}])"),
               ElementsAre(R"({"name":"a","parameters":{}})", R"({"name":"b","parameters":{}})"));
