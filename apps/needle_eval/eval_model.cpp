@@ -1,0 +1,29 @@
+#include "apps/needle_eval/eval_model.h"
+
+#include "needle/core/error.h"
+#include "needle/runtime/loaded_model.h"
+
+namespace needle {
+
+EvalModel open_model(const EvalModelOptions& options) {
+  const std::filesystem::path path = options.path;
+  EvalModel model;
+  if (path.extension() == ".needle") {
+    if (options.kernels != "none" || options.embedding != "none") {
+      throw ConfigError(format(
+          "{}: --kernels and --embedding quantise a checkpoint; a .needle file is as it is", path));
+    }
+    const auto loaded =
+        std::make_shared<const runtime::LoadedModel>(runtime::LoadedModel::load(path));
+    model.owner = loaded;
+    model.engine = &loaded->engine();
+    model.tokenizer = &loaded->tokenizer();
+    model.prompt = loaded->prompt_config();
+  } else {
+    model = open_checkpoint(options);
+  }
+  model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  return model;
+}
+
+}  // namespace needle
