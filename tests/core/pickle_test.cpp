@@ -16,7 +16,7 @@
 namespace needle {
 namespace {
 
-using namespace std::string_literals;  // for bytes with zeros among them
+using std::string_literals::operator""s;  // for bytes with zeros among them
 
 PickleValue read(std::string_view bytes) {
   return read_pickle(std::as_bytes(std::span(bytes.data(), bytes.size())));
