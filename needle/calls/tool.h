@@ -42,6 +42,10 @@ std::vector<Tool> parse_tools_text(std::string_view text);
 // "parameters". Whatever is not in one of these forms stays as it is.
 JsonValue unwrap_tools(JsonValue tools);
 
+// A tool's own list of ways to ask for it, from which rows are made (needle/synth): a note to us,
+// not shown to a model.
+inline constexpr std::string_view kToolTemplatesKey = "templates";
+
 // True if `parameters` is a JSON Schema of an object rather than a flat map of parameters.
 bool is_json_schema(const JsonValue& parameters);
 

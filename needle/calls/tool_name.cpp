@@ -134,6 +134,10 @@ NormalizedTools normalize_tool_names(std::string_view tools_json, NameStyle styl
   const auto unique = style == NameStyle::kUnique ? unique_names(tools.items())
                                                   : std::map<std::string, std::string>();
   for (JsonValue& tool : tools.items()) {
+    if (style == NameStyle::kUnique && tool.is_object()) {
+      std::erase_if(tool.members(),
+                    [](const auto& member) { return member.first == kToolTemplatesKey; });
+    }
     if (JsonValue* name = name_of(tool)) {
       const std::string original = name->as_string();
       const std::string snake =

@@ -23,8 +23,9 @@ struct NormalizedTools {
   std::vector<std::pair<std::string, std::string>>
       original_by_snake;  // in order of the tools; each snake name once
 };
-// kUnique unwraps the tools first (see unwrap_tools), lets a tool that already has a snake_case
-// name keep it, and gives tools of the same original name the same form. Never throws.
+// kUnique unwraps the tools first (see unwrap_tools), leaves out their "templates", lets a tool
+// that already has a snake_case name keep it, and gives tools of the same original name the same
+// form. Never throws.
 NormalizedTools normalize_tool_names(std::string_view tools_json,
                                      NameStyle style = NameStyle::kUnique,
                                      JsonEscapes escapes = JsonEscapes::kAscii);

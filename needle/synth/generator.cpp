@@ -12,8 +12,6 @@
 namespace needle {
 namespace {
 
-constexpr std::string_view kTemplatesKey = "templates";
-
 bool chance(Random& random, double probability) { return random.uniform() < probability; }
 
 template <typename Container>
@@ -150,7 +148,7 @@ RowGenerator::RowGenerator(std::vector<Tool> tools, const SynthConfig& config) :
       throw DataError(format("tool \"{}\" is declared twice: rename or remove one", tool.name));
     }
     Source source{std::move(tool), {}};
-    if (const JsonValue* templates = source.tool.declared.find(kTemplatesKey);
+    if (const JsonValue* templates = source.tool.declared.find(kToolTemplatesKey);
         templates != nullptr) {
       if (!templates->is_array()) {
         throw DataError(
@@ -181,7 +179,7 @@ RowGenerator::RowGenerator(std::vector<Tool> tools, const SynthConfig& config) :
         source.templates.push_back(std::move(parsed));
       }
       auto& members = source.tool.declared.members();
-      std::erase_if(members, [](const auto& member) { return member.first == kTemplatesKey; });
+      std::erase_if(members, [](const auto& member) { return member.first == kToolTemplatesKey; });
     }
     sources_.push_back(std::move(source));
   }

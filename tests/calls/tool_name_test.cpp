@@ -97,6 +97,13 @@ TEST(ToolNameTest, RestoreIsValidUtf8) {
   EXPECT_TRUE(is_valid_utf8(restore_tool_names(R"([{"name":"a_b"}])", tools, JsonEscapes::kUtf8)));
 }
 
+TEST(ToolNameTest, TemplatesAreNotShownToTheModel) {
+  const std::string_view tools =
+      R"([{"name":"wake","parameters":{},"templates":["wake me at {time}"]}])";
+  EXPECT_EQ(normalize_tool_names(tools).tools_json, R"([{"name":"wake","parameters":{}}])");
+  EXPECT_EQ(normalize_tool_names(tools, NameStyle::kReference).tools_json, tools);
+}
+
 TEST(ToolNameTest, EveryNameComesBack) {
   Random random(8);
   const std::string alphabet = "aAbB1_-. \xC3\xA9";
