@@ -129,8 +129,8 @@ Json write_value(const T& value, std::string_view path) {
     return value ? write_value(*value, path) : Json(nullptr);
   } else if constexpr (kIsVector<T>) {
     Json json = Json::array();
-    for (const typename T::value_type item : value) {
-      json.push_back(write_value(item, path));
+    for (const auto& item : value) {
+      json.push_back(write_value<typename T::value_type>(item, path));
     }
     return json;
   } else if constexpr (std::floating_point<T>) {

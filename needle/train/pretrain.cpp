@@ -1,0 +1,49 @@
+#include "needle/train/pretrain.h"
+
+#include "needle/train/validate.h"
+
+namespace needle {
+
+PretrainResult pretrain(const PretrainOptions& options) {
+  RunConfig config = load_run_config(options.config, options.overrides);
+  if (!options.data.empty()) {
+    config.data.train.assign(options.data.begin(), options.data.end());
+  }
+  if (!options.output.empty()) {
+    config.output = options.output;
+  }
+  check_run_folder(config.output, options.resume);
+
+  const Tokenizer tokenizer = make_tokenizer(config, config.data.train, options.resume);
+  config.model.vocab_size = tokenizer.vocab_size();
+  config.tokenizer.train.vocab_size = tokenizer.vocab_size();
+  RunData data = load_run_data(config, tokenizer);
+
+  Needle model = make_model(config);
+  place_model(model, config.train);
+  TrainerHooks hooks{.validate = {},
+                     .best_score = "perplexity",
+                     .lower_is_better = true,
+                     .should_stop = options.should_stop,
+                     .on_record = options.on_record};
+  if (!data.validation.rows.empty()) {
+    hooks.validate = [&, device = choose_device(config.train.device)] {
+      return validate(model, device, tokenizer, config.data.rows.prompt, data.validation,
+                      config.validate);
+    };
+  }
+  Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));
+  PretrainResult result{.plan = plan_run(config, model, data.train, trainer.steps_per_epoch()),
+                        .summary = {},
+                        .config = config};
+  if (options.dry_run) {
+    return result;
+  }
+  if (options.resume) {
+    trainer.resume();
+  }
+  result.summary = trainer.run();
+  return result;
+}
+
+}  // namespace needle

@@ -1,0 +1,323 @@
+#include "needle/train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "needle/core/error.h"
+#include "needle/core/fields.h"
+#include "needle/core/file.h"
+#include "needle/core/log.h"
+#include "needle/core/progress.h"
+#include "needle/model/checkpoint.h"
+#include "needle/train/saved_model.h"
+
+namespace needle {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+NamedTensors cloned(const NamedTensors& tensors) {
+  NamedTensors copies;
+  for (const auto& [name, tensor] : tensors) {
+    copies[name] = tensor.detach().clone();
+  }
+  return copies;
+}
+
+SamplerOptions sampler_options(const TrainingData& data, const TrainConfig& train) {
+  return {.row_count = static_cast<std::int64_t>(data.rows.size()),
+          .batch_rows = train.batch_size,
+          .seed = train.seed};
+}
+
+}  // namespace
+
+Json TrainSummary::to_json() const {
+  return {{"steps", steps},
+          {"skipped", skipped},
+          {"last_loss", std::isfinite(last_loss) ? Json(last_loss) : Json(nullptr)},
+          {"seconds", seconds},
+          {"tokens_per_second", tokens_per_second},
+          {"best_score", best_score ? Json(*best_score) : Json(nullptr)},
+          {"last_checkpoint", last_checkpoint.string()},
+          {"best_checkpoint", best_checkpoint.string()}};
+}
+
+Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, TrainingData data,
+                 TrainerHooks hooks)
+    : model_(std::move(model)),
+      tokenizer_(std::move(tokenizer)),
+      config_(config),
+      data_(std::move(data)),
+      hooks_(std::move(hooks)),
+      device_(model_->embedding->weight.device()),
+      checkpoints_(config.output, config.train.keep_checkpoints),
+      sampler_(sampler_options(data_, config.train)),
+      last_loss_(std::numeric_limits<double>::quiet_NaN()) {
+  model_->set_dropout_rate(config_.train.dropout);
+  state_.data_hash = data_.hash;
+  if (config_.step.contrastive_every > 0 && data_.dataset.has_classes()) {
+    pairs_.emplace(data_.dataset, ContrastiveOptions{.batch_rows = config_.train.contrastive_rows,
+                                                     .seed = config_.train.seed});
+    if (pairs_->query_count() < 2) {
+      pairs_.reset();  // no negatives, no loss
+    }
+  }
+}
+
+std::int64_t Trainer::steps_per_epoch() const {
+  const std::int64_t accumulation = config_.train.grad_accumulation;
+  return (sampler_.batches_per_epoch() + accumulation - 1) / accumulation;
+}
+
+bool Trainer::resume() {
+  std::vector<std::string> warnings;
+  const auto checkpoint = checkpoints_.newest_valid(warnings);
+  for (const std::string& warning : warnings) {
+    log_warning("{}", warning);
+  }
+  if (!checkpoint) {
+    return false;
+  }
+  const fs::path& folder = checkpoint->path;
+  const fs::path config_path = folder / "config.json";
+  check_same_run(from_json<RunConfig>(read_json_file(config_path), config_path.string()), config_);
+  const fs::path state_path = folder / "state.json";
+  state_ = from_json<TrainState>(read_json_file(state_path), state_path.string());
+  if (state_.data_hash != data_.hash) {
+    throw DataError(format(
+        "{}: the training data has changed since this checkpoint was written; bring the old files "
+        "back, or begin another run with --output",
+        folder));
+  }
+  load_model_parameters(model_, folder / "model.safetensors");
+  optimizer_.emplace(model_, config_.optimizer, state_.total_steps);
+  optimizer_->load_state_dict(load_tensors(folder / "optimizer.safetensors"));
+  sampler_ = Sampler(sampler_options(data_, config_.train), state_.sampler);
+  saved_step_ = state_.step;
+  log_info("going on from {} (step {} of {})", folder, state_.step, state_.total_steps);
+  return true;
+}
+
+TrainSummary Trainer::run() {
+  begin();
+  {
+    Progress progress("training", static_cast<std::uint64_t>(state_.total_steps), "steps");
+    progress.set(static_cast<std::uint64_t>(state_.step));
+    while (state_.step < state_.total_steps) {
+      advance();
+      progress.set(static_cast<std::uint64_t>(state_.step));
+      const bool last = state_.step == state_.total_steps;
+      if (hooks_.validate && (last || is_due(config_.train.validate_every))) {
+        validate();
+      }
+      if (last || is_due(config_.train.checkpoint_every)) {
+        save();
+      }
+      if (!last && hooks_.should_stop && hooks_.should_stop()) {
+        save();
+        throw Interrupted(
+            format("stopped after step {} of {}; everything is saved in {}: go on with --resume",
+                   state_.step, state_.total_steps, config_.output));
+      }
+    }
+  }
+  const auto tokens = static_cast<double>(state_.source_tokens + state_.target_tokens);
+  const std::vector<CheckpointRef> all = checkpoints_.list();
+  const fs::path last = all.empty() ? fs::path() : all.back().path;
+  const auto best = checkpoints_.best();
+  write_loss_chart(config_.output, format("Training loss, {}", config_.output.filename()));
+  return {.steps = state_.step,
+          .skipped = state_.skipped_total,
+          .last_loss = last_loss_,
+          .seconds = state_.seconds,
+          .tokens_per_second = state_.seconds > 0.0 ? tokens / state_.seconds : 0.0,
+          .best_score = state_.best_score,
+          .last_checkpoint = last,
+          .best_checkpoint = best ? best->path : last};
+}
+
+void Trainer::begin() {
+  fs::create_directories(config_.output);
+  if (state_.total_steps == 0) {
+    state_.total_steps = planned_steps();
+  }
+  if (!optimizer_) {
+    optimizer_.emplace(model_, config_.optimizer, state_.total_steps);
+  }
+  train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed);
+  write_json_file(config_.output / "config.json", config_json());
+  metrics_.emplace(config_.output, state_.step);
+}
+
+std::int64_t Trainer::planned_steps() {
+  if (config_.train.time_budget_s > 0.0) {
+    return steps_in(config_.train.time_budget_s);
+  }
+  return config_.train.max_steps > 0 ? config_.train.max_steps
+                                     : config_.train.epochs * steps_per_epoch();
+}
+
+// Takes a few real steps to see how long one is, and takes them back. The first is slower than the
+// rest, so it does not count.
+std::int64_t Trainer::steps_in(double seconds) {
+  constexpr int kProbes = 5;
+  const NamedTensors before = cloned(named_parameters(model_));
+  const auto start = Clock::now();
+  double probe_seconds = 0.0;
+  {
+    Optimizer optimizer(model_, config_.optimizer, kProbes + 1);
+    TrainStep step(model_, optimizer, config_.step, device_, config_.train.seed);
+    Sampler sampler(sampler_options(data_, config_.train));
+    auto probe_start = Clock::now();
+    for (int i = 0; i <= kProbes; ++i) {
+      step.run(i, next_batches(sampler));
+      if (i == 0) {
+        probe_start = Clock::now();
+      }
+    }
+    probe_seconds = seconds_since(probe_start) / kProbes;
+    optimizer.zero_grad();
+  }
+  assign_parameters(model_, before, "training");
+  const auto steps = static_cast<std::int64_t>((seconds - seconds_since(start)) / probe_seconds);
+  log_info("{:.3f} s a step: {} steps fit into {} s", probe_seconds,
+           std::max<std::int64_t>(steps, 1), seconds);
+  return std::max<std::int64_t>(steps, 1);
+}
+
+// The micro-batches of one step. They stop at the end of an epoch, so that every epoch has the same
+// steps.
+std::vector<Batch> Trainer::next_batches(Sampler& sampler) const {
+  std::vector<Batch> batches;
+  do {
+    std::vector<std::int64_t> rows = sampler.next();
+    for (std::int64_t& row : rows) {
+      row = data_.rows[static_cast<std::size_t>(row)];
+    }
+    batches.push_back(data_.dataset.batch(rows));
+  } while (static_cast<std::int64_t>(batches.size()) < config_.train.grad_accumulation &&
+           !sampler.at_epoch_start());
+  return batches;
+}
+
+void Trainer::advance() {
+  const auto start = Clock::now();
+  const std::vector<Batch> batches = next_batches(sampler_);
+  std::optional<ContrastiveBatch> pairs;
+  if (pairs_ && train_step_->is_contrastive_step(state_.step)) {
+    pairs = pairs_->batch(state_.step);
+  }
+  const StepReport report = train_step_->run(state_.step, batches, pairs ? &*pairs : nullptr);
+  note(report, seconds_since(start));
+}
+
+void Trainer::note(const StepReport& report, double step_seconds) {
+  const std::int64_t tokens = report.source_tokens + report.target_tokens;
+  ++state_.step;
+  state_.sampler = sampler_.state();
+  state_.source_tokens += report.source_tokens;
+  state_.target_tokens += report.target_tokens;
+  state_.seconds += step_seconds;
+  state_.skipped_total += report.skipped ? 1 : 0;
+  state_.skipped_in_a_row = report.skipped ? state_.skipped_in_a_row + 1 : 0;
+  last_loss_ = report.skipped ? last_loss_ : report.loss;
+  seconds_since_log_ += step_seconds;
+  tokens_since_log_ += tokens;
+
+  StepRecord record{.step = state_.step,
+                    .total_steps = state_.total_steps,
+                    .epoch = static_cast<double>(state_.sampler.epoch) +
+                             static_cast<double>(state_.sampler.position) /
+                                 static_cast<double>(sampler_.batches_per_epoch()),
+                    .loss = report.loss,
+                    .cross_entropy = report.cross_entropy,
+                    .z_loss = report.z,
+                    .contrastive = report.contrastive,
+                    .adam_lr = report.lr_adam,
+                    .muon_lr = report.lr_muon,
+                    .grad_norm = report.grad_norm,
+                    .target_tokens = report.target_tokens,
+                    .skipped = report.skipped,
+                    .skipped_total = state_.skipped_total,
+                    .tokens_per_second = static_cast<double>(tokens) / step_seconds,
+                    .seconds = state_.seconds};
+  metrics_->write(record);
+  if (state_.step % config_.train.log_every == 0 || state_.step == state_.total_steps) {
+    record.tokens_per_second = static_cast<double>(tokens_since_log_) / seconds_since_log_;
+    seconds_since_log_ = 0.0;
+    tokens_since_log_ = 0;
+    log_info("{}", record.console_line());
+    announce(record.to_json());
+  }
+  if (report.skipped) {
+    log_warning("step {} skipped: {} ({} in a row)", state_.step, report.skip_reason,
+                state_.skipped_in_a_row);
+    if (state_.skipped_in_a_row >= config_.train.max_bad_steps) {
+      const std::string kept = saved_step_ >= 0
+                                   ? format("the checkpoint of step {} is kept", saved_step_)
+                                   : "no checkpoint was written yet";
+      throw Error(
+          format("stopped: {} steps in a row had to be skipped, the last because {}; {}. Lower the "
+                 "learning "
+                 "rates (optimizer.adam.peak_lr, optimizer.muon.peak_lr) or look at the data",
+                 state_.skipped_in_a_row, report.skip_reason, kept));
+    }
+  }
+}
+
+void Trainer::validate() {
+  const ValidationRecord record{.step = state_.step, .scores = hooks_.validate()};
+  metrics_->write(record);
+  log_info("{}", record.console_line());
+  announce(record.to_json());
+  for (const auto& [name, score] : record.scores) {
+    if (name != hooks_.best_score || !std::isfinite(score)) {
+      continue;
+    }
+    // Of two equal scores the later one counts: it has seen more.
+    const bool better =
+        !state_.best_score ||
+        (hooks_.lower_is_better ? score < *state_.best_score : score >= *state_.best_score);
+    if (better) {
+      state_.best_score = score;
+      state_.best_step = state_.step;
+      save();
+      checkpoints_.mark_best(state_.step);
+    }
+  }
+}
+
+void Trainer::save() {
+  if (saved_step_ == state_.step) {
+    return;
+  }
+  const fs::path path = checkpoints_.save(state_.step, [this](const fs::path& folder) {
+    write_saved_model(folder, model_, tokenizer_, config_.data.rows.prompt);
+    save_tensors(folder / "optimizer.safetensors", optimizer_->state_dict());
+    write_json_file(folder / "state.json", to_json(state_));
+    write_json_file(folder / "config.json", config_json());
+  });
+  saved_step_ = state_.step;
+  announce({{"kind", "checkpoint"}, {"step", state_.step}, {"path", path.string()}});
+}
+
+bool Trainer::is_due(std::int64_t every) const {
+  return every > 0 ? state_.step % every == 0 : sampler_.at_epoch_start();
+}
+
+void Trainer::announce(Json record) const {
+  if (hooks_.on_record) {
+    hooks_.on_record(record);
+  }
+}
+
+Json Trainer::config_json() const { return to_json(config_); }
+
+}  // namespace needle

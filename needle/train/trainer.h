@@ -1,0 +1,112 @@
+// The loop around a training step: data, records, validation, checkpoints, stopping and going on.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "needle/core/json.h"
+#include "needle/data/contrastive.h"
+#include "needle/data/packed_dataset.h"
+#include "needle/data/sampler.h"
+#include "needle/model/needle.h"
+#include "needle/text/tokenizer.h"
+#include "needle/train/checkpoint_folder.h"
+#include "needle/train/metrics.h"
+#include "needle/train/optimizer.h"
+#include "needle/train/run_config.h"
+#include "needle/train/train_state.h"
+#include "needle/train/train_step.h"
+
+namespace needle {
+
+struct TrainingData {
+  PackedDataset dataset;
+  std::vector<std::int64_t> rows;  // those to train on, at least one
+  std::string hash;                // of their content: a resumed run must find the same
+};
+
+// What surrounds a run. Every member may be empty.
+struct TrainerHooks {
+  std::function<std::vector<Scalar>()> validate;  // scores of the model as it is now
+  std::string best_score;                         // which of them decides what is best
+  bool lower_is_better = false;                   // e.g. perplexity
+  std::function<bool()> should_stop;              // asked after every step
+  std::function<void(const Json& record)>
+      on_record;  // steps that are logged, validations, checkpoints
+};
+
+struct TrainSummary {
+  std::int64_t steps = 0;
+  std::int64_t skipped = 0;
+  double last_loss = 0.0;  // of the last step that was not skipped; NaN if there was none
+  double seconds = 0.0;
+  double tokens_per_second = 0.0;
+  std::optional<double> best_score;
+  std::filesystem::path last_checkpoint;
+  std::filesystem::path best_checkpoint;  // the last one if nothing was validated
+
+  Json to_json() const;
+};
+
+// Writes into config.output: checkpoints/ (with everything that a resumed run needs),
+// metrics.jsonl, tensorboard/, loss.svg. On one CPU thread a run that was stopped and resumed, even
+// by kill -9, ends bit-equal to one that was not.
+class Trainer {
+ public:
+  // `model` lies on its device already and has its initial parameters. Throws ConfigError if a
+  // setting is out of range.
+  Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, TrainingData data,
+          TrainerHooks hooks);
+
+  // Goes to the newest checkpoint that is whole, with a warning for each damaged one; false if
+  // there is none. Throws DataError if the data has changed since, ConfigError as check_same_run.
+  bool resume();
+
+  // Until the last step. Throws Interrupted after saving when should_stop says so, and Error when
+  // max_bad_steps in a row had to be skipped; the last good checkpoint stays. A run that is
+  // complete already returns at once.
+  TrainSummary run();
+
+  const TrainState& state() const { return state_; }
+  std::int64_t steps_per_epoch() const;
+
+ private:
+  void begin();
+  std::int64_t planned_steps();
+  std::int64_t steps_in(double seconds);
+  std::vector<Batch> next_batches(Sampler& sampler) const;
+  void advance();
+  void note(const StepReport& report, double step_seconds);
+  void validate();
+  void save();
+  bool is_due(std::int64_t every) const;
+  void announce(Json record) const;
+  Json config_json() const;
+
+  Needle model_;
+  Tokenizer tokenizer_;
+  RunConfig config_;
+  TrainingData data_;
+  TrainerHooks hooks_;
+  torch::Device device_;
+  CheckpointFolder checkpoints_;
+  Sampler sampler_;
+  std::optional<ContrastiveSampler> pairs_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<TrainStep> train_step_;
+  std::optional<MetricsWriter> metrics_;
+  TrainState state_;
+  std::int64_t saved_step_ = -1;
+  double last_loss_;
+  double seconds_since_log_ = 0.0;
+  std::int64_t tokens_since_log_ = 0;
+};
+
+}  // namespace needle

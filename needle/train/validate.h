@@ -1,0 +1,68 @@
+// What a run measures on held-out data while it trains: perplexity with and without quantised
+// kernels, and whether the calls it writes are right.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "needle/data/example.h"
+#include "needle/data/packed_dataset.h"
+#include "needle/eval/evaluate.h"
+#include "needle/model/needle.h"
+#include "needle/text/prompt.h"
+#include "needle/text/tokenizer.h"
+#include "needle/train/tensorboard.h"
+
+namespace needle {
+
+struct ValidateConfig {
+  std::int64_t perplexity_rows = 64;
+  std::int64_t batch_rows = 8;
+  std::int64_t generate_rows = 50;
+  FakeQuant generate_quant = FakeQuant::kInt4;
+  std::int64_t max_gen_len = 256;
+  double max_seconds = 0.0;
+  std::int64_t threads = 0;
+
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("perplexity_rows", self.perplexity_rows,
+          "Rows that perplexity is measured on, at most; 0: none");
+    visit("batch_rows", self.batch_rows, "Rows in one forward pass");
+    visit("generate_rows", self.generate_rows, "Queries answered greedily, at most; 0: none");
+    visit("generate_quant", self.generate_quant,
+          "Kernels while answering, as they will be deployed: int4, int8 or none");
+    visit("max_gen_len", self.max_gen_len, "Longest answer in tokens");
+    visit("max_seconds", self.max_seconds,
+          "Stop answering after so long and score what there is; 0: never. A resumed run repeats "
+          "the scores only without");
+    visit("threads", self.threads, "Queries answered at a time; 0: one per core");
+  }
+};
+
+// What to validate on. Either part may be empty.
+struct ValidationData {
+  std::vector<PackedDataset> datasets;  // none or one
+  std::vector<std::int64_t> rows;       // of it
+  std::vector<CallExample> examples;    // queries to answer
+};
+
+EvalCase to_eval_case(const CallExample& example);
+std::vector<EvalCase> to_eval_cases(std::span<const CallExample> examples);
+
+// Scores by name: "perplexity", "perplexity_int4"; and of the answers "exact_match", "call_f1",
+// "single_call_f1", "name_f1", "parse_rate". A part without data contributes none. Leaves the model
+// as it was.
+std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
+                             const PromptConfig& prompt, const ValidationData& data,
+                             const ValidateConfig& config);
+
+// Rows whose answer is exactly one call: the figure that the reference keeps its best checkpoint
+// by.
+double single_call_f1(const CallReport& report);
+
+}  // namespace needle
