@@ -26,7 +26,8 @@ MAY_USE = {
     "export": {"core", "calls", "text", "quant", "decode", "model", "runtime"},
 }
 SEES_TORCH = {"model", "train", "export"}
-APPS_WITH_TORCH = {"needle_train", "needle_export", "needle_eval"}
+# Folders of apps/; in apps/examples each source is a program of its own.
+APPS_WITH_TORCH = {"needle_train", "needle_export", "needle_eval", "generate_libtorch"}
 SOURCES = {".h", ".cpp", ".cc", ".hpp"}
 
 # Headers of other packages -> the libraries that may include them; whoever is not named here may not.
@@ -155,7 +156,7 @@ def check(root):
             check_app_source(path, path.name, problems)
         for folder in sorted(p for p in apps.iterdir() if p.is_dir()):
             for path in sources(folder):
-                check_app_source(path, folder.name, problems)
+                check_app_source(path, path.stem if folder.name == "examples" else folder.name, problems)
             if (folder / "CMakeLists.txt").exists():
                 check_links(folder / "CMakeLists.txt", problems)
     return problems
