@@ -14,7 +14,10 @@ std::filesystem::path from_environment(const char* variable, const char* fallbac
 }  // namespace
 
 std::filesystem::path golden_dir() {
-  return from_environment("NEEDLE_GOLDEN_DIR", NEEDLE_SOURCE_DIR "/tests/golden");
+  // Absolute, and from the first call on: a test may change the working directory.
+  static const std::filesystem::path folder = std::filesystem::absolute(
+      from_environment("NEEDLE_GOLDEN_DIR", NEEDLE_SOURCE_DIR "/tests/golden"));
+  return folder;
 }
 
 std::filesystem::path golden(std::string_view relative_path) { return golden_dir() / relative_path; }
