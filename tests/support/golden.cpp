@@ -20,7 +20,9 @@ std::filesystem::path golden_dir() {
   return folder;
 }
 
-std::filesystem::path golden(std::string_view relative_path) { return golden_dir() / relative_path; }
+std::filesystem::path golden(std::string_view relative_path) {
+  return golden_dir() / relative_path;
+}
 
 std::filesystem::path shared_dir() {
   return from_environment("NEEDLE_SHARED_DIR", NEEDLE_SOURCE_DIR "/../shared");

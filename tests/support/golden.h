@@ -11,7 +11,8 @@ namespace needle::test {
 std::filesystem::path golden_dir();
 std::filesystem::path golden(std::string_view relative_path);
 
-// NEEDLE_SHARED_DIR, by default ../shared beside the checkout. May not exist: callers skip with a message.
+// NEEDLE_SHARED_DIR, by default ../shared beside the checkout. May not exist: callers skip with a
+// message.
 std::filesystem::path shared_dir();
 
 // The checkout: configs, docs and data that tests look at.
