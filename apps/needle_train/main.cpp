@@ -1,8 +1,10 @@
 // needle-train: from rows to a trained model.
 #include "apps/cli.h"
 #include "apps/needle_train/commands.h"
+#include "needle/train/host_memory.h"
 
 int main(int argc, char** argv) {
+  needle::keep_freed_memory();
   CLI::App app{"Train and finetune Needle models.", "needle-train"};
   app.require_subcommand(1);
   app.footer(

@@ -17,7 +17,7 @@ using testing::HasSubstr;
 using testing::Not;
 
 template <typename Expected, typename Action>
-std::string message_of(const Action& action) {
+std::string config_error_of(const Action& action) {
   try {
     action();
   } catch (const Expected& error) {
@@ -71,14 +71,14 @@ TEST(RunConfigTest, OverridesApplyAndUnknownFieldsNameTheNearest) {
   EXPECT_EQ(config.optimizer.adam.peak_lr, 0.5);
   EXPECT_EQ(config.data.train, std::vector<fs::path>{"a.jsonl"});
   EXPECT_EQ(config.init, InitMethod::kReference);
-  EXPECT_THAT(message_of<ConfigError>([] {
+  EXPECT_THAT(config_error_of<ConfigError>([] {
                 load_run_config("pretrain", std::vector<std::string>{"train.batchsize=3"});
               }),
               HasSubstr("batch_size"));
-  EXPECT_THAT(message_of<ConfigError>(
+  EXPECT_THAT(config_error_of<ConfigError>(
                   [] { load_run_config("pretrain", std::vector<std::string>{"train.epochs=0"}); }),
               HasSubstr("train.epochs"));
-  EXPECT_THAT(message_of<ConfigError>([] { load_run_config("pretrian", {}); }),
+  EXPECT_THAT(config_error_of<ConfigError>([] { load_run_config("pretrian", {}); }),
               HasSubstr("\"pretrain\""));
 }
 
@@ -91,13 +91,13 @@ TEST(RunConfigTest, FilesAreCheckedAndModelsAreFoundBesideThem) {
   EXPECT_EQ(config.model.d_model, 32);
   EXPECT_EQ(config.train.epochs, 2);
   test::write(path, R"({"modle": "micro.json"})");
-  EXPECT_THAT(message_of<ConfigError>([&] { load_run_config(path.string(), {}); }),
+  EXPECT_THAT(config_error_of<ConfigError>([&] { load_run_config(path.string(), {}); }),
               HasSubstr("model"));
   test::write(path, R"({"train": {"epochs": "two"}})");
-  EXPECT_THAT(message_of<ConfigError>([&] { load_run_config(path.string(), {}); }),
+  EXPECT_THAT(config_error_of<ConfigError>([&] { load_run_config(path.string(), {}); }),
               HasSubstr("train.epochs"));
   test::write(path, "{\n\"train\": \n}");
-  EXPECT_THAT(message_of<FormatError>([&] { load_run_config(path.string(), {}); }), HasSubstr("3"));
+  EXPECT_THAT(config_error_of<FormatError>([&] { load_run_config(path.string(), {}); }), HasSubstr("3"));
 }
 
 TEST(RunConfigTest, DefaultsStandWhereTheConfigIsSilent) {
@@ -119,7 +119,7 @@ TEST(RunConfigTest, OnlyWhatDecidesNumbersMustStayTheSame) {
   EXPECT_NO_THROW(check_same_run(saved, now));
   now.train.dropout = 0.5;
   now.data.rows.pack = false;
-  const std::string message = message_of<ConfigError>([&] { check_same_run(saved, now); });
+  const std::string message = config_error_of<ConfigError>([&] { check_same_run(saved, now); });
   EXPECT_THAT(message, HasSubstr("train.dropout: was"));
   EXPECT_THAT(message, HasSubstr("data.rows.pack: was true, now false"));
   EXPECT_THAT(message, Not(HasSubstr("log_every")));
