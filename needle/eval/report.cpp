@@ -82,10 +82,18 @@ constexpr Figure kFigures[] = {
 
 // A figure of which the data has no case is a dash, not a zero.
 std::string shown(const Figure& figure, const CallCounts& counts) {
-  const bool absent = (figure.key == "false_call_rate" && counts.false_calls.total == 0) ||
-                      (figure.key == "args_accuracy" && counts.arguments.total == 0) ||
-                      (figure.key == "value_accuracy" && counts.values.total == 0);
-  return absent ? "-" : percent(figure.value(counts));
+  const std::pair<std::string_view, const HitCounts&> optional[] = {
+      {"args_accuracy", counts.arguments},
+      {"value_accuracy", counts.values},
+      {"hallucinated_keys", counts.hallucinated_keys},
+      {"missed_keys", counts.missed_keys},
+      {"false_call_rate", counts.false_calls}};
+  for (const auto& [key, hits] : optional) {
+    if (figure.key == key && hits.total == 0) {
+      return "-";
+    }
+  }
+  return percent(figure.value(counts));
 }
 
 Json to_json(const HitCounts& counts) { return {{"hits", counts.hits}, {"total", counts.total}}; }

@@ -10,6 +10,7 @@
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/json.h"
+#include "needle/core/random.h"
 
 #include "tests/support/golden.h"
 
@@ -175,6 +176,46 @@ TEST(ConstraintTest, BrokenToolsConstrainNothing) {
       constraint.accept(id);
     }
     EXPECT_TRUE(constraint.fallback()) << tools;
+  }
+}
+
+// Slow and obvious: every token against every word.
+std::vector<TokenId> allowed_by_definition(const std::vector<std::string>& words,
+                                           const std::string& span) {
+  std::vector<TokenId> ids;
+  for (TokenId id = 0; id < tiny_texts()->size(); ++id) {
+    const std::string text(tiny_texts()->text(id));
+    const auto quote = text.find('"');
+    const std::string spelled = span + text.substr(0, quote);
+    const bool fits = std::any_of(words.begin(), words.end(), [&](const std::string& word) {
+      return quote == std::string::npos ? word.starts_with(spelled) : word == spelled;
+    });
+    if (!text.empty() && fits) {
+      ids.push_back(id);
+    }
+  }
+  return ids;
+}
+
+TEST(ConstraintTest, LookupEqualsTheDefinition) {
+  Random random(3);
+  const std::vector<std::string> words = {"set_timer", "set_timer_now", "stop", "s", "get \u00e9t"};
+  for (int round = 0; round < 20; ++round) {
+    NameConstraint constraint(
+        tiny_texts(),
+        R"([{"name":"set_timer"},{"name":"set_timer_now"},{"name":"stop"},{"name":"s"},)"
+        "{\"name\":\"get \u00e9t\"}]");
+    for (const TokenId id : tiny_tokenizer().encode(R"([{"name":")")) {
+      constraint.accept(id);
+    }
+    while (constraint.tracker().state() == SpanState::kName) {
+      const auto allowed = constraint.allowed();
+      const auto expected = allowed_by_definition(words, constraint.tracker().span());
+      ASSERT_EQ(allowed.value_or(std::vector<TokenId>()), expected) << constraint.tracker().span();
+      ASSERT_FALSE(expected.empty());
+      constraint.accept(expected[random.below(static_cast<std::uint32_t>(expected.size()))]);
+    }
+    EXPECT_THAT(words, ::testing::Contains(constraint.tracker().tool()));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/json.h"
+#include "needle/core/random.h"
 #include "needle/decode/constraint.h"
 
 #include "tests/decode/scripted_engine.h"
@@ -320,6 +321,28 @@ TEST(StreamingTest, TheMarkerNeverShows) {
   EXPECT_EQ(spelled.all(), "x");
   EXPECT_EQ(spelled.result.raw_text, "x");
   EXPECT_EQ(stream(tiny_tokenizer().encode("<tool")).all(), "<tool");
+}
+
+TEST(StreamingTest, AnyTokensAreValidTextAndStreamToTheSame) {
+  Random random(5);
+  const auto vocab_size = static_cast<std::uint32_t>(tiny_tokenizer().vocab_size());
+  const auto bytes_begin = static_cast<std::uint32_t>(byte_id(0x00));
+  for (int round = 0; round < 300; ++round) {
+    std::vector<TokenId> ids;
+    for (std::uint32_t length = random.below(40); length > 0; --length) {
+      // Half of them bytes from 0x80 on: beginnings and continuations of characters.
+      const std::uint32_t id =
+          random.below(2) == 0 ? random.below(vocab_size) : bytes_begin + 0x80 + random.below(0x80);
+      ids.push_back(static_cast<TokenId>(id) == kEosId ? kToolsId : static_cast<TokenId>(id));
+    }
+    const Streamed streamed = stream(ids);
+    EXPECT_EQ(streamed.result.ids, ids);
+    EXPECT_EQ(streamed.all(), streamed.result.raw_text);
+    EXPECT_TRUE(is_valid_utf8(streamed.result.text));
+    for (const std::string& piece : streamed.pieces) {
+      EXPECT_TRUE(is_valid_utf8(piece));
+    }
+  }
 }
 
 TEST(StreamingTest, CancelStopsTheLoop) {

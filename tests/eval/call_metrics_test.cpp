@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "needle/core/json.h"
+#include "needle/core/random.h"
 #include "needle/eval/eval_case.h"
 
 #include "tests/support/golden.h"
@@ -213,6 +214,29 @@ TEST(CallMetricsTest, HostileTextsAreParseErrors) {
     const ScoredAnswer scored = score(prediction, kParis);
     EXPECT_EQ(scored.counts.parsed.hits, 0);
     EXPECT_THAT(scored.reasons, ::testing::Contains("json_parse_error"));
+  }
+}
+
+TEST(CallMetricsTest, DamagedTextsAreScoredWithoutThrowing) {
+  Random random(11);
+  constexpr std::string_view kBytes = "[]{}\",:\\ 0aN\xC3\xFF";
+  for (int round = 0; round < 2000; ++round) {
+    std::string texts[3] = {std::string(kParis), std::string(kParis), std::string(kTools)};
+    for (std::string& text : texts) {
+      for (std::uint32_t edits = random.below(4); edits > 0; --edits) {
+        const std::size_t at = random.below(static_cast<std::uint32_t>(text.size()));
+        if (random.below(2) == 0) {
+          text.erase(at, 1 + random.below(5));
+        } else {
+          text.insert(at, 1, kBytes[random.below(static_cast<std::uint32_t>(kBytes.size()))]);
+        }
+      }
+    }
+    for (const ScoringRules& rules : {kStrictRules, kLooseRules, kReferenceFinetuneRules}) {
+      const ScoredAnswer scored = score_answer(texts[0], texts[1], texts[2], rules);
+      EXPECT_EQ(scored.exact || scored.counts.examples() == 0, scored.reasons.empty()) << texts[0];
+      EXPECT_LE(scored.counts.calls.matched, scored.counts.parsed.hits);
+    }
   }
 }
 
