@@ -1,6 +1,8 @@
 #include "needle/train/device.h"
 
+#include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 

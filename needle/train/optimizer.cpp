@@ -107,8 +107,9 @@ double Optimizer::step() {
 void Optimizer::step(double grad_norm) {
   const torch::NoGradGuard no_grad;
   if (config_.max_grad_norm > 0.0 && grad_norm >= config_.max_grad_norm) {
-    const auto defined = gradients();
-    at::_foreach_mul_(defined, config_.max_grad_norm / grad_norm);
+    if (const auto defined = gradients(); !defined.empty()) {
+      at::_foreach_mul_(defined, config_.max_grad_norm / grad_norm);
+    }
   }
   step_muon();
   step_adam();
@@ -190,6 +191,10 @@ void Optimizer::load_state_dict(const NamedTensors& state) {
   for (const auto& [name, tensor] : state) {
     if (!expected.contains(name)) {
       throw FormatError(format("optimiser state: {} is unknown to this model", name));
+    }
+    if (tensor.scalar_type() == torch::kInt64 && tensor.item<std::int64_t>() < 0) {
+      throw FormatError(
+          format("optimiser state: {} counts {} updates", name, tensor.item<std::int64_t>()));
     }
   }
   const torch::NoGradGuard no_grad;

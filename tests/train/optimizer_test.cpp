@@ -175,6 +175,9 @@ TEST(OptimizerTest, RefusesAStateThatIsNotItsOwn) {
   auto type = state;
   type["updates"] = torch::zeros({});
   EXPECT_NE(message(type), "");
+  auto count = state;
+  count["adam.updates.gate"] = torch::tensor(std::int64_t{-3});
+  EXPECT_NE(message(count).find("counts -3 updates"), std::string::npos);
   expect_equal(optimizer.state_dict(), state);
 }
 

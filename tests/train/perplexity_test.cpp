@@ -77,7 +77,9 @@ TEST(PerplexityGoldenTest, IsTheReferencesPlainAndQuantized) {
       continue;
     }
     ++cases;
-    const std::array mode{name == "float" ? FakeQuant::kNone : *kFakeQuantNames.parse(name)};
+    const auto quantized = kFakeQuantNames.parse(name == "float" ? "none" : name);
+    ASSERT_TRUE(quantized.has_value()) << name;
+    const std::array mode{*quantized};
     const auto report = measure_perplexity(model, torch::kCPU, batches, mode);
     EXPECT_NEAR(report.perplexity[0], value.get<double>(), 2e-4 * value.get<double>()) << name;
   }

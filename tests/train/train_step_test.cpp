@@ -84,6 +84,20 @@ TEST(TrainStepTest, LearnsATinyTask) {
   EXPECT_LT(last, 0.6 * first);
 }
 
+TEST(TrainStepTest, LearnsInBfloat16WithFloat32Parameters) {
+  TinyRun run;
+  run.model->set_compute_dtype(torch::kBFloat16);
+  const std::array batches{tiny_batch(16, 1)};
+  const double first = run.step.run(0, batches).loss;
+  for (std::int64_t i = 1; i < 20; ++i) {
+    EXPECT_FALSE(run.step.run(i, batches).skipped);
+  }
+  EXPECT_LT(run.step.run(20, batches).loss, 0.9 * first);
+  for (const auto& [name, tensor] : snapshot(run)) {
+    EXPECT_NE(tensor.scalar_type(), torch::kBFloat16) << name;
+  }
+}
+
 TEST(TrainStepTest, MicroBatchesEqualOneBatch) {
   // Rows of one batch in three uneven parts: gradients must agree although token counts differ.
   const Batch whole = tiny_batch(6, 3);
