@@ -83,6 +83,11 @@ class Cli(unittest.TestCase):
             self.assertIn("Exit codes", self.check(self.run_program(program, "--help")).stdout)
             self.refuse(2, [], program, "--no-such-flag")
 
+    def test_readme_shows_the_examples_as_they_are_compiled(self):
+        readme = (SOURCE / "README.md").read_text()
+        for example in (SOURCE / "apps" / "examples").glob("*.cpp"):
+            self.assertIn(example.read_text().strip(), readme, f"{example} differs from README.md")
+
     def test_the_whole_road(self):
         run = self.folder / "road"
         done = self.check(self.run_program(*self.finetune(self.rows, run, "--json")))
