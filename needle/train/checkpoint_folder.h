@@ -1,12 +1,11 @@
-// The checkpoints of a run on disk: written whole or not at all, rotated, found again after any
+// The checkpoints of a run on disk: written whole or not at all, rotated, found again after a
 // crash.
 //
-//   RUN/checkpoints/step-000120/   model.safetensors, optimizer.safetensors, state.json,
-//   config.json, tokenizer.model,
-//                                  manifest.json (size and SHA-256 of each of the others)
-//   RUN/checkpoints/latest         text: "step-000120"
-//   RUN/checkpoints/best           text: the folder with the best validation score, if there was a
-//   validation
+//   RUN/checkpoints/step-000120/  what the trainer writes, and manifest.json: its sizes and SHA-256
+//
+//   RUN/checkpoints/latest        text: "step-000120"
+//
+//   RUN/checkpoints/best          text: the folder with the best validation score, if any
 #pragma once
 
 #include <cstdint>
@@ -23,8 +22,8 @@ struct CheckpointRef {
   std::filesystem::path path;
 };
 
-// Thrown nowhere: what is wrong with a checkpoint, empty if every file has the size and hash of its
-// manifest.
+// What is wrong with a checkpoint; empty if every file has the size and hash of its manifest. Does
+// not throw.
 std::string checkpoint_damage(const std::filesystem::path& checkpoint);
 
 // Writes manifest.json for the files in `folder`.
@@ -45,6 +44,7 @@ class CheckpointFolder {
       const std::function<void(const std::filesystem::path& folder)>& write_files);
   void mark_best(std::int64_t step);
 
+  std::filesystem::path path_of(std::int64_t step) const;
   std::vector<CheckpointRef> list() const;  // by step, oldest first; damaged ones too
   std::optional<CheckpointRef> best() const;
 
@@ -53,7 +53,6 @@ class CheckpointFolder {
   std::optional<CheckpointRef> newest_valid(std::vector<std::string>& warnings) const;
 
  private:
-  std::filesystem::path path_of(std::int64_t step) const;
   std::optional<CheckpointRef> marked(const char* marker) const;
   void rotate();
   std::filesystem::path folder_;

@@ -101,7 +101,7 @@ CallReport evaluate_on_test(Needle model, const Tokenizer& tokenizer, const RunC
   const std::vector<EvalCase> cases = to_eval_cases(test);
   Progress progress(title, cases.size(), "queries");
   const ModelEngine engine(model);
-  const FunctionCaller caller(engine, tokenizer, config.data.rows.prompt);
+  const FunctionCaller caller(engine, tokenizer, serving_prompt(config));
   const EvaluateOptions options{.max_gen_len = config.validate.max_gen_len,
                                 .threads = static_cast<std::size_t>(config.validate.threads),
                                 .on_progress = [&](std::size_t done) { progress.set(done); }};
@@ -151,7 +151,7 @@ FinetuneResult finetune(const FinetuneOptions& options) {
                      .on_record = options.on_record};
   if (!examples.validation.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
-      return validate(model, device, tokenizer, config.data.rows.prompt, data.validation,
+      return validate(model, device, tokenizer, serving_prompt(config), data.validation,
                       config.validate);
     };
   }

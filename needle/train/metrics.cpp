@@ -32,15 +32,19 @@ std::filesystem::path keep_until(const std::filesystem::path& path, std::int64_t
   return path;
 }
 
-// Exponential mean whose first values are not dragged towards zero: the window grows from 1 to
-// about 50 steps.
+// Mean over a window around each point, narrower towards both ends, so that the curve neither lags
+// nor starts off the data.
 std::vector<ChartPoint> smoothed(const std::vector<ChartPoint>& points) {
+  const std::size_t widest = std::max<std::size_t>(points.size() / 60, 2);
+  std::vector<double> sums = {0.0};
+  for (const ChartPoint& point : points) {
+    sums.push_back(sums.back() + point.y);
+  }
   std::vector<ChartPoint> result;
-  double mean = 0.0;
-  for (const auto& [x, y] : points) {
-    const double rate = std::max(1.0 / static_cast<double>(result.size() + 1), 0.02);
-    mean += rate * (y - mean);
-    result.push_back({x, mean});
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const std::size_t half = std::min({widest, i, points.size() - 1 - i});
+    const double sum = sums[i + half + 1] - sums[i - half];
+    result.push_back({points[i].x, sum / static_cast<double>(2 * half + 1)});
   }
   return result;
 }

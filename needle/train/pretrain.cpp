@@ -28,7 +28,7 @@ PretrainResult pretrain(const PretrainOptions& options) {
                      .on_record = options.on_record};
   if (!data.validation.rows.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
-      return validate(model, device, tokenizer, config.data.rows.prompt, data.validation,
+      return validate(model, device, tokenizer, serving_prompt(config), data.validation,
                       config.validate);
     };
   }

@@ -1,10 +1,10 @@
 // The published weights: found in the cache folder, or downloaded into it.
 //
-//   NEEDLE_HOME              the cache folder (see needle_home); weights lie in released/
-//   NEEDLE_WEIGHTS_URL       where needle.pkl comes from; default: the published one
-//   NEEDLE_TOKENIZER_URL     where its tokenizer comes from; default: tokenizer/needle.model beside
-//   the weights NEEDLE_WEIGHTS_SHA256    what needle.pkl must hash to; without it URL.sha256 is
-//   asked for HF_HUB_OFFLINE           1: never touch the network
+//   NEEDLE_HOME            the cache folder (see needle_home); weights lie in released/
+//   NEEDLE_WEIGHTS_URL     where needle.pkl comes from; default: the published one
+//   NEEDLE_TOKENIZER_URL   its tokenizer; default: tokenizer/needle.model beside the weights
+//   NEEDLE_WEIGHTS_SHA256  what needle.pkl must hash to; without it URL.sha256 is asked for
+//   HF_HUB_OFFLINE         1: never touch the network
 #pragma once
 
 #include <cstdint>

@@ -126,6 +126,13 @@ void RunConfig::check(std::string_view where) const {
           "0 or more seconds");
 }
 
+PromptConfig serving_prompt(const RunConfig& config) {
+  PromptConfig prompt = config.data.rows.prompt;
+  prompt.max_enc_len = std::max(prompt.max_enc_len, config.model.max_seq_len);
+  prompt.max_dec_len = std::max(prompt.max_dec_len, config.model.max_seq_len / 2);
+  return prompt;
+}
+
 std::vector<std::string> embedded_config_names() {
   std::vector<std::string> names;
   for (const EmbeddedConfig& config : embedded_configs()) {
@@ -183,34 +190,38 @@ void check_same_run(const RunConfig& saved, const RunConfig& now) {
 }
 
 std::string config_documentation() {
-  std::string text =
-      "# Configuration\n\n"
-      "A config is a JSON file; fields left out keep their defaults. Any field can be set on the "
-      "command line:\n"
-      "`--set train.batch_size=16 --set optimizer.adam.peak_lr=3e-4`. An unknown field is an error "
-      "that names the\n"
-      "nearest known one. The effective config is saved with every checkpoint.\n\n"
-      "`\"model\"` may be an object, the name of a built-in shape (`\"small\"`) or the path of a "
-      "JSON file beside the\n"
-      "config. Built-in configs, which `configs/` holds as files: ";
-  std::string names;
-  for (const std::string& name : embedded_config_names()) {
-    names += format("{}`{}`", names.empty() ? "" : ", ", name);
-  }
-  text += names +
-          ".\n\nThis page is written by `needle-train config --docs`. The defaults below are the "
-          "reference's; the configs set ours.\n";
-  std::string section;
-  for (const FieldDoc& field : describe_fields<RunConfig>()) {
-    const std::string name = field.path.substr(0, field.path.find('.'));
-    if (text.ends_with("ours.\n") ||
-        (name != section && field.path.find('.') != std::string::npos)) {
-      text += field.path.find('.') == std::string::npos ? "\n" : format("\n## {}\n\n", name);
-      text += "| field | type | default | meaning |\n| --- | --- | --- | --- |\n";
+  std::string text = R"(# Configuration
+
+A config is a JSON file; fields left out keep their defaults. Any field can be set on the command
+line: `--set train.batch_size=16 --set optimizer.adam.peak_lr=3e-4`. An unknown field is an error
+that names the nearest known one. The effective config is saved with every checkpoint.
+
+`"model"` may be an object, the name of a built-in shape (`"small"`) or the path of a JSON file
+beside the config. `needle-train config` lists the built-in configs, which `configs/` holds as files.
+
+This page is written by `needle-train config --docs`. The defaults below are those of the code, as a
+rule the reference's; the configs set ours.
+)";
+  const auto section_of = [](const FieldDoc& field) {
+    const std::size_t dot = field.path.find('.');
+    return dot == std::string::npos ? std::string("run") : field.path.substr(0, dot);
+  };
+  const std::vector<FieldDoc> fields = describe_fields<RunConfig>();
+  std::vector<std::string> sections = {"run"};
+  for (const FieldDoc& field : fields) {
+    if (std::find(sections.begin(), sections.end(), section_of(field)) == sections.end()) {
+      sections.push_back(section_of(field));
     }
-    section = name;
-    text += format("| `{}` | {} | `{}` | {} |\n", field.path, field.type, field.default_value,
-                   field.description);
+  }
+  for (const std::string& section : sections) {
+    text += format("\n## {}\n\n| field | type | default | meaning |\n| --- | --- | --- | --- |\n",
+                   section);
+    for (const FieldDoc& field : fields) {
+      if (section_of(field) == section) {
+        text += format("| `{}` | {} | `{}` | {} |\n", field.path, field.type, field.default_value,
+                       field.description);
+      }
+    }
   }
   return text;
 }

@@ -136,6 +136,11 @@ struct RunConfig {
   void check(std::string_view where) const;
 };
 
+// The prompt that a model of this run is saved with. Packed rows are kept short, because attention
+// costs the square of their length; a served prompt is a single example and may be as long as
+// model.max_seq_len (answers half of it).
+PromptConfig serving_prompt(const RunConfig& config);
+
 // Names of the configs that are built in: "pretrain", "model/small", ...
 std::vector<std::string> embedded_config_names();
 

@@ -1,10 +1,9 @@
-// A model with what belongs to it (tokenizer, how prompts are written), from any place that holds
+// A model with what belongs to it (tokenizer, how prompts are written), from any place that has
 // one:
 //
-//   a checkpoint folder    model.safetensors, model.json, tokenizer.model
-//   a run folder           its best checkpoint, else its newest valid one
-//   a published needle.pkl with needle.model or tokenizer/needle.model beside it, or a tokenizer
-//   given apart
+//   a checkpoint folder  model.safetensors, model.json, tokenizer.model
+//   a run folder         its best checkpoint, else its newest valid one
+//   a needle.pkl         its tokenizer beside it (needle.model, tokenizer/needle.model) or apart
 #pragma once
 
 #include <filesystem>

@@ -83,6 +83,7 @@ bool Trainer::resume() {
     log_warning("{}", warning);
   }
   if (!checkpoint) {
+    log_info("{}: no checkpoint to go on from, the run begins", config_.output);
     return false;
   }
   const fs::path& folder = checkpoint->path;
@@ -101,6 +102,10 @@ bool Trainer::resume() {
   optimizer_->load_state_dict(load_tensors(folder / "optimizer.safetensors"));
   sampler_ = Sampler(sampler_options(data_, config_.train), state_.sampler);
   saved_step_ = state_.step;
+  if (state_.best_score && fs::exists(checkpoints_.path_of(state_.best_step))) {
+    checkpoints_.mark_best(
+        state_.best_step);  // a crash may have come between a checkpoint and its mark
+  }
   log_info("going on from {} (step {} of {})", folder, state_.step, state_.total_steps);
   return true;
 }
@@ -120,7 +125,7 @@ TrainSummary Trainer::run() {
       if (last || is_due(config_.train.checkpoint_every)) {
         save();
       }
-      if (!last && hooks_.should_stop && hooks_.should_stop()) {
+      if (hooks_.should_stop && hooks_.should_stop()) {
         save();
         throw Interrupted(
             format("stopped after step {} of {}; everything is saved in {}: go on with --resume",
@@ -299,7 +304,7 @@ void Trainer::save() {
     return;
   }
   const fs::path path = checkpoints_.save(state_.step, [this](const fs::path& folder) {
-    write_saved_model(folder, model_, tokenizer_, config_.data.rows.prompt);
+    write_saved_model(folder, model_, tokenizer_, serving_prompt(config_));
     save_tensors(folder / "optimizer.safetensors", optimizer_->state_dict());
     write_json_file(folder / "state.json", to_json(state_));
     write_json_file(folder / "config.json", config_json());

@@ -19,19 +19,9 @@ namespace needle {
 namespace {
 
 namespace fs = std::filesystem;
+using test::message_of;
 using test::micro_finetuning;
 using testing::HasSubstr;
-
-template <typename Expected, typename Action>
-std::string message_of(const Action& action) {
-  try {
-    action();
-  } catch (const Expected& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing of the expected type was thrown";
-  return "";
-}
 
 class Environment {
  public:

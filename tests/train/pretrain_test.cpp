@@ -18,21 +18,11 @@ namespace needle {
 namespace {
 
 namespace fs = std::filesystem;
+using test::message_of;
 using test::micro_pretraining;
 using testing::HasSubstr;
 
 constexpr int kSteps = 8;
-
-template <typename Expected, typename Action>
-std::string message_of(const Action& action) {
-  try {
-    action();
-  } catch (const Expected& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing of the expected type was thrown";
-  return "";
-}
 
 // Parameters, optimiser and place in the data byte for byte; metrics but for the times.
 void expect_equal_runs(const fs::path& a, const fs::path& b) {
@@ -243,7 +233,7 @@ TEST_F(PretrainIntegrationTest, CheckpointsAreLoadedWithTheirTokenizerOrRefused)
   train_fully("run");
   const SavedModel saved = load_saved_model(run("run"));
   EXPECT_EQ(saved.tokenizer.vocab_size(), saved.model->config().vocab_size);
-  EXPECT_EQ(saved.prompt.max_enc_len, 128);
+  EXPECT_EQ(saved.prompt.max_enc_len, 512);  // max_seq_len: longer than a packed row
   EXPECT_FALSE(saved.model->is_training());
 
   // Another tokenizer, another shape, no model.
@@ -262,7 +252,8 @@ TEST_F(PretrainIntegrationTest, CheckpointsAreLoadedWithTheirTokenizerOrRefused)
   Json description = read_json_file(checkpoint / "model.json");
   description["model"]["d_model"] = 64;
   write_json_file(checkpoint / "model.json", description);
-  EXPECT_THAT(message_of<FormatError>([&] { load_saved_model(checkpoint); }), HasSubstr("the model expects"));
+  EXPECT_THAT(message_of<FormatError>([&] { load_saved_model(checkpoint); }),
+              HasSubstr("the model expects"));
   EXPECT_THROW(load_saved_model(folder_ / "nothing"), FileError);
 }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include <torch/torch.h>
 
 #include "needle/core/file.h"
@@ -18,6 +20,18 @@ namespace needle::test {
 
 inline constexpr const char* kCities[] = {"oslo",  "rome",  "lima",  "cairo",
                                           "paris", "delhi", "quito", "accra"};
+
+// The message of the exception of type Expected that `action` throws.
+template <typename Expected, typename Action>
+std::string message_of(const Action& action) {
+  try {
+    action();
+  } catch (const Expected& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing of the expected type was thrown";
+  return "";
+}
 
 // Function-call rows of two tools; every seventh asks for nothing that they can do.
 inline std::string call_rows(int count) {
@@ -85,7 +99,7 @@ inline std::filesystem::path micro_model(const std::filesystem::path& folder) {
   return write(
       folder / "micro.json",
       R"({"vocab_size":340,"d_model":32,"num_heads":2,"num_kv_heads":1,"num_encoder_layers":1,)"
-      R"("num_decoder_layers":1,"d_ff":64,"max_seq_len":128,"contrastive_dim":8})");
+      R"("num_decoder_layers":1,"d_ff":64,"max_seq_len":512,"contrastive_dim":8})");
 }
 
 // A pretraining run in `folder`/`name` that lasts `steps`.
