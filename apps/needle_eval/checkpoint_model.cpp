@@ -1,7 +1,9 @@
 #include <torch/torch.h>
 
 #include "needle/core/error.h"
+#include "needle/export/verify.h"
 #include "needle/model/model_engine.h"
+#include "needle/runtime/loaded_model.h"
 #include "needle/train/device.h"
 #include "needle/train/saved_model.h"
 
@@ -25,6 +27,17 @@ struct Checkpoint {
   ModelEngine engine;
 };
 
+SavedModel load_model(const EvalModelOptions& options) {
+  const std::filesystem::path path = options.path;
+  if (path.extension() != ".needle") {
+    return load_saved_model(options.path, options.tokenizer);
+  }
+  const auto loaded = runtime::LoadedModel::load(path);
+  return {.model = deployed_model(path),
+          .tokenizer = loaded.tokenizer(),
+          .prompt = loaded.prompt_config()};
+}
+
 }  // namespace
 
 EvalModel open_checkpoint(const EvalModelOptions& options) {
@@ -34,7 +47,7 @@ EvalModel open_checkpoint(const EvalModelOptions& options) {
   if (options.threads != 1) {
     torch::set_num_threads(1);  // the cores are busy with one request each
   }
-  SavedModel saved = load_saved_model(options.path, options.tokenizer);
+  SavedModel saved = load_model(options);
   saved.model->to(device);
   saved.model->set_fake_quant(kernels, embedding);
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(saved));

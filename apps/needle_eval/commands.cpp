@@ -78,6 +78,9 @@ void add_model_options(CLI::App& command, EvalModelOptions& options) {
   command.add_option("--embedding", options.embedding, "The same for its embedding")
       ->check(CLI::IsMember({"none", "int4", "int8"}))
       ->capture_default_str();
+  command.add_flag("--libtorch", options.libtorch,
+                   "Compute a .needle file with LibTorch, not the runtime: same weights, other "
+                   "program");
 }
 
 struct AnswerOptions {
@@ -351,7 +354,7 @@ void add_compare_command(CLI::App& app) {
       "interval is a paired bootstrap. --kernels and --embedding apply to checkpoints.\n"
       "  needle-eval compare before.jsonl after.jsonl\n"
       "  needle-eval compare runs/mine model.needle --data test.jsonl --kernels int4 --embedding "
-      "int8 --min-agreement 99");
+      "int4 --min-agreement 99");
   command->callback([options] { compare(*options); });
 }
 

@@ -8,11 +8,14 @@ namespace needle {
 EvalModel open_model(const EvalModelOptions& options) {
   const std::filesystem::path path = options.path;
   EvalModel model;
-  if (path.extension() == ".needle") {
+  const bool weights_file = path.extension() == ".needle";
+  if (weights_file) {
     if (options.kernels != "none" || options.embedding != "none") {
       throw ConfigError(format(
           "{}: --kernels and --embedding quantise a checkpoint; a .needle file is as it is", path));
     }
+  }
+  if (weights_file && !options.libtorch) {
     const auto loaded =
         std::make_shared<const runtime::LoadedModel>(runtime::LoadedModel::load(path));
     model.owner = loaded;
