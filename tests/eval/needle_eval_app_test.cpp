@@ -26,9 +26,9 @@ struct Outcome {
   std::string err;
 };
 
-Outcome needle_eval(const std::vector<std::string>& arguments) {
+Outcome run(std::string_view program, const std::vector<std::string>& arguments) {
   const test::TemporaryFolder folder;
-  std::string command = format("'{}'", NEEDLE_EVAL_PROGRAM);
+  std::string command = format("'{}'", program);
   for (const std::string& argument : arguments) {
     command += format(" '{}'", argument);
   }
@@ -40,6 +40,10 @@ Outcome needle_eval(const std::vector<std::string>& arguments) {
           .err = read_file(err)};
 }
 
+Outcome needle_eval(const std::vector<std::string>& arguments) {
+  return run(NEEDLE_EVAL_PROGRAM, arguments);
+}
+
 std::string examples() { return test::golden("generate/train_examples.jsonl").string(); }
 
 TEST(NeedleEvalIntegrationTest, HelpTeaches) {
@@ -47,9 +51,9 @@ TEST(NeedleEvalIntegrationTest, HelpTeaches) {
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_THAT(help.out, HasSubstr("needle-eval calls --model model.needle"));
   for (const std::string command : {"calls", "retrieval", "compare"}) {
-    const Outcome run = needle_eval({command, "--help"});
-    EXPECT_EQ(run.exit_code, 0) << command;
-    EXPECT_THAT(run.out, HasSubstr("needle-eval " + command)) << "an example";
+    const Outcome done = needle_eval({command, "--help"});
+    EXPECT_EQ(done.exit_code, 0) << command;
+    EXPECT_THAT(done.out, HasSubstr("needle-eval " + command)) << "an example";
   }
 }
 
@@ -78,10 +82,10 @@ TEST(NeedleEvalIntegrationTest, BrokenDataNamesTheLine) {
   const test::TemporaryFolder folder;
   write_file_atomic(folder / "bad.jsonl",
                     "{\"query\":\"q\",\"tools\":\"[]\",\"answers\":\"[]\"}\n{\n");
-  const Outcome run =
+  const Outcome done =
       needle_eval({"calls", "--model", "x.needle", "--data", (folder / "bad.jsonl").string()});
-  EXPECT_EQ(run.exit_code, 1);
-  EXPECT_THAT(run.err, HasSubstr("bad.jsonl:2"));
+  EXPECT_EQ(done.exit_code, 1);
+  EXPECT_THAT(done.err, HasSubstr("bad.jsonl:2"));
   write_file_atomic(folder / "empty.jsonl", "\n");
   EXPECT_EQ(
       needle_eval({"calls", "--model", "x.needle", "--data", (folder / "empty.jsonl").string()})
@@ -98,9 +102,9 @@ TEST(NeedleEvalIntegrationTest, ComparesSavedAnswers) {
   write_predictions(folder / "b.jsonl", saved);
   const std::string a = (folder / "a.jsonl").string();
   const std::string b = (folder / "b.jsonl").string();
-  const Outcome run = needle_eval({"compare", a, b, "--json"});
-  EXPECT_EQ(run.exit_code, 0) << run.err;
-  const Json json = parse_json(run.out, "output");
+  const Outcome done = needle_eval({"compare", a, b, "--json"});
+  EXPECT_EQ(done.exit_code, 0) << done.err;
+  const Json json = parse_json(done.out, "output");
   EXPECT_EQ(json.at("same_tokens").get<int>(), 3);
   EXPECT_EQ(json.at("only_a").get<int>(), 1);
   EXPECT_EQ(needle_eval({"compare", a, b, "--min-agreement", "75"}).exit_code, 0);
@@ -109,7 +113,7 @@ TEST(NeedleEvalIntegrationTest, ComparesSavedAnswers) {
   EXPECT_THAT(strict.err, HasSubstr("75.00 %"));
 }
 
-#if NEEDLE_EVAL_READS_CHECKPOINTS
+#ifdef NEEDLE_EXPORT_PROGRAM  // a build with LibTorch
 
 std::vector<std::string> with_trained_model(std::string command, std::vector<std::string> more) {
   std::vector<std::string> arguments = {std::move(command),
@@ -129,11 +133,11 @@ TEST(NeedleEvalIntegrationTest, ATrainedCheckpointKnowsItsExamples) {
   const test::TemporaryFolder folder;
   const std::string report = (folder / "report.json").string();
   const std::string saved = (folder / "saved.jsonl").string();
-  const Outcome run = needle_eval(with_trained_model(
+  const Outcome done = needle_eval(with_trained_model(
       "calls", {"--model", trained(), "--output", report, "--predictions", saved}));
-  EXPECT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_THAT(run.out, HasSubstr("exact match"));
-  EXPECT_EQ(run.err, "") << "no bar where nobody watches";
+  EXPECT_EQ(done.exit_code, 0) << done.err;
+  EXPECT_THAT(done.out, HasSubstr("exact match"));
+  EXPECT_EQ(done.err, "") << "no bar where nobody watches";
   const Json strict = read_json_file(report).at("models").at(0).at("report").at("strict");
   EXPECT_GE(strict.at("exact_match").get<double>(), 0.9);
   EXPECT_EQ(strict.at("examples").get<std::size_t>(), read_predictions(saved).size());
@@ -151,6 +155,25 @@ TEST(NeedleEvalIntegrationTest, ATrainedCheckpointKnowsItsExamples) {
   EXPECT_THAT(two.out, HasSubstr("trained.pkl | random.pkl |"));
 }
 
+TEST(NeedleEvalIntegrationTest, AWeightsFileAnswersAsItsCheckpoint) {
+  const test::TemporaryFolder folder;
+  const std::string weights = (folder / "trained.needle").string();
+  const std::string tokenizer = test::golden("tokenizer/tiny.model").string();
+  const Outcome exported =
+      run(NEEDLE_EXPORT_PROGRAM, {"export", trained(), "--tokenizer", tokenizer, "-o", weights,
+                                  "--kernels", "int4", "--embedding", "int8"});
+  ASSERT_EQ(exported.exit_code, 0) << exported.err;
+  const Outcome same = needle_eval({"compare", trained(), weights, "--tokenizer", tokenizer,
+                                    "--device", "cpu", "--data", examples(), "--kernels", "int4",
+                                    "--embedding", "int8", "--min-agreement", "99"});
+  EXPECT_EQ(same.exit_code, 0) << same.out << same.err;
+  const Outcome alone = needle_eval({"calls", "--model", weights, "--data", examples(), "--json"});
+  ASSERT_EQ(alone.exit_code, 0) << alone.err;
+  const Json report = parse_json(alone.out, "output").at("models").at(0).at("report");
+  EXPECT_GE(report.at("strict").at("exact_match").get<double>(), 0.9);
+  EXPECT_GT(report.at("speed").at("tokens_per_second").get<double>(), 0.0);
+}
+
 TEST(NeedleEvalIntegrationTest, PerplexityAndRetrievalOfACheckpoint) {
   const Outcome perplexity =
       needle_eval(with_trained_model("perplexity", {"--model", trained(), "--json"}));
@@ -166,17 +189,17 @@ TEST(NeedleEvalIntegrationTest, PerplexityAndRetrievalOfACheckpoint) {
 }
 
 TEST(NeedleEvalIntegrationTest, ATokenizerThatDoesNotFitIsRefused) {
-  const Outcome run = needle_eval({"calls", "--model", trained(), "--data", examples()});
-  EXPECT_EQ(run.exit_code, 1);
-  EXPECT_THAT(run.err, HasSubstr("tokenizer"));
+  const Outcome done = needle_eval({"calls", "--model", trained(), "--data", examples()});
+  EXPECT_EQ(done.exit_code, 1);
+  EXPECT_THAT(done.err, HasSubstr("tokenizer"));
 }
 
 #else
 
 TEST(NeedleEvalIntegrationTest, WithoutLibTorchACheckpointIsRefusedWithAdvice) {
-  const Outcome run = needle_eval({"calls", "--model", "runs/x", "--data", examples()});
-  EXPECT_EQ(run.exit_code, 2);
-  EXPECT_THAT(run.err, HasSubstr("needle-export"));
+  const Outcome done = needle_eval({"calls", "--model", "runs/x", "--data", examples()});
+  EXPECT_EQ(done.exit_code, 2);
+  EXPECT_THAT(done.err, HasSubstr("needle-export"));
 }
 
 #endif
