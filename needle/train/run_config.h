@@ -67,6 +67,7 @@ struct TrainConfig {
   std::uint64_t seed = 42;
   std::string device = "auto";
   ComputeDtype compute_dtype = ComputeDtype::kAuto;
+  AttentionKernel attention = AttentionKernel::kFused;
   double dropout = 0.0;
   std::int64_t contrastive_rows = 64;
   std::int64_t log_every = 10;
@@ -91,6 +92,9 @@ struct TrainConfig {
     visit("device", self.device, "auto, cpu, cuda, cuda:1, mps, ...");
     visit("compute_dtype", self.compute_dtype,
           "Type of activations: auto, float32 or bfloat16; parameters stay float32");
+    visit("attention", self.attention,
+          "fused: less memory and faster; exact: as written in the specification; equal within "
+          "rounding");
     visit("dropout", self.dropout, "Rate on the output of each sub-layer");
     visit("contrastive_rows", self.contrastive_rows, "Query-tool pairs of a retrieval step");
     visit("log_every", self.log_every,

@@ -53,12 +53,12 @@ TEST(RunConfigTest, ShapesHaveTheSizeThatTheirNamesPromise) {
 
 TEST(RunConfigTest, ReleasedConfigsCarryTheReferencesValues) {
   const RunConfig pretraining = load_run_config("pretrain_released", {});
-  EXPECT_EQ(pretraining.train.batch_size, 128);
+  EXPECT_EQ(pretraining.train.batch_size * pretraining.train.grad_accumulation, 128);
   EXPECT_EQ(pretraining.optimizer.adam.peak_lr, 3e-4);
   EXPECT_EQ(pretraining.init, InitMethod::kReference);
   EXPECT_FALSE(pretraining.data.rows.pack);
   const RunConfig finetuning = load_run_config("finetune_released", {});
-  EXPECT_EQ(finetuning.train.batch_size, 64);
+  EXPECT_EQ(finetuning.train.batch_size * finetuning.train.grad_accumulation, 64);
   EXPECT_EQ(finetuning.optimizer.adam.peak_lr, 3e-5);
   EXPECT_EQ(finetuning.train.dropout, 0.1);
   EXPECT_EQ(finetuning.step.quant.every, 100);
@@ -97,7 +97,8 @@ TEST(RunConfigTest, FilesAreCheckedAndModelsAreFoundBesideThem) {
   EXPECT_THAT(config_error_of<ConfigError>([&] { load_run_config(path.string(), {}); }),
               HasSubstr("train.epochs"));
   test::write(path, "{\n\"train\": \n}");
-  EXPECT_THAT(config_error_of<FormatError>([&] { load_run_config(path.string(), {}); }), HasSubstr("3"));
+  EXPECT_THAT(config_error_of<FormatError>([&] { load_run_config(path.string(), {}); }),
+              HasSubstr("3"));
 }
 
 TEST(RunConfigTest, DefaultsStandWhereTheConfigIsSilent) {
