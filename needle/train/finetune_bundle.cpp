@@ -32,7 +32,7 @@ std::string report_text(const BundleContents& contents) {
   text += comparison_text(contents.base, contents.finetuned, /*markdown=*/true);
   text += "\n## By number of calls and tools\n\n" +
           buckets_table(contents.finetuned, TableStyle::kMarkdown);
-  text += "\n## What is still wrong\n\n" + failures_text(contents.finetuned, 10);
+  text += "\n## What is still wrong\n\n```\n" + failures_text(contents.finetuned, 10) + "```\n";
   if (!contents.data.split.warnings.empty()) {
     text += "\n## Warnings about the data\n\n";
     for (const std::string& warning : contents.data.split.warnings) {

@@ -1,5 +1,6 @@
 #include "needle/train/pretrain.h"
 
+#include <algorithm>
 #include <csignal>
 
 #include <gmock/gmock.h>
@@ -38,6 +39,28 @@ void expect_equal_runs(const fs::path& a, const fs::path& b) {
   const std::vector<Json> metrics_a = test::timeless_metrics(a);
   EXPECT_EQ(metrics_a, test::timeless_metrics(b));
   EXPECT_GE(metrics_a.size(), static_cast<std::size_t>(kSteps));
+}
+
+TEST(RunSetupTest, HeldOutRowsAreAtMostATenthAndNeverTrainedOn) {
+  const HeldOut rows = hold_out_rows(100, 64, 7);
+  EXPECT_EQ(rows.validation.size(), 10U);
+  std::vector<std::int64_t> all = rows.train;
+  all.insert(all.end(), rows.validation.begin(), rows.validation.end());
+  std::sort(all.begin(), all.end());
+  EXPECT_EQ(std::unique(all.begin(), all.end()), all.end());
+  EXPECT_EQ(all.size(), 100U);
+  EXPECT_EQ(hold_out_rows(100, 64, 7).validation, rows.validation);
+  EXPECT_NE(hold_out_rows(100, 64, 8).validation, rows.validation);
+  EXPECT_EQ(hold_out_rows(1000, 5, 7).validation.size(), 5U);
+  EXPECT_TRUE(hold_out_rows(9, 64, 7).validation.empty());
+}
+
+TEST(RunSetupTest, ServedPromptsMayBeLongerThanPackedRows) {
+  RunConfig config;
+  config.model.max_seq_len = 1024;
+  config.data.rows.prompt = {.max_enc_len = 448, .max_dec_len = 600};
+  EXPECT_EQ(serving_prompt(config).max_enc_len, 1024);
+  EXPECT_EQ(serving_prompt(config).max_dec_len, 600);
 }
 
 class PretrainIntegrationTest : public testing::Test {
