@@ -115,9 +115,21 @@ std::string draw_message(Random& random) {
       "i will be late for", "do not forget",         "please bring", "thanks for",
       "see you at",         "we need to talk about", "i love",       "happy birthday and enjoy",
       "call me about",      "dinner is ready with"};
-  return pick(kOpenings, random) + " the " +
-         (chance(random, 0.5) ? pick(words::kAdjectives, random) + " " : "") +
-         pick(words::kNouns, random);
+  const auto thing = [&random] {
+    return (chance(random, 0.5) ? pick(words::kAdjectives, random) + " " : "") +
+           pick(words::kNouns, random);
+  };
+  if (chance(random, 0.4)) {
+    return pick(kOpenings, random) + " the " + thing();
+  }
+  // Free text: small words and any others, so that a model learns to copy what it has never seen.
+  static constexpr std::array<std::string_view, 14> kSmallWords{
+      "the", "a", "my", "your", "is", "has", "was", "at", "we", "and", "with", "near", "to", "not"};
+  std::string text = pick(kSmallWords, random) + " " + thing();
+  for (std::uint32_t i = random.below(3); i > 0; --i) {
+    text += " " + pick(kSmallWords, random) + " " + thing();
+  }
+  return text;
 }
 
 std::string draw_person(Random& random) {
