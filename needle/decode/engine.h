@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "needle/decode/token_set.h"
 #include "needle/text/special_tokens.h"
 
 namespace needle {
@@ -16,10 +17,16 @@ namespace needle {
 class EngineSession {
  public:
   virtual ~EngineSession() = default;
-  // Feeds one decoder token; returns the logits of the next, float32 [V], valid until the next
-  // call.
-  virtual std::span<const float> step(TokenId token) = 0;
+  // Feeds decoder tokens (at least one) in one pass; returns the logits of the token after the last
+  // of them, float32 [V], valid until the next call. With `wanted` only its members' logits are
+  // defined, so that an engine need not compute the rest. The values do not depend on how tokens
+  // are grouped into calls beyond float rounding.
+  virtual std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet* wanted) = 0;
+  std::span<const float> step(TokenId token) { return feed({&token, 1}, nullptr); }
+
   virtual std::int64_t position() const = 0;  // decoder tokens fed so far
+  // Forgets all tokens from `position` on, which is at most position(): another way can be tried.
+  virtual void rewind(std::int64_t position) = 0;
 };
 
 // Immutable once made; `start` and `embed` are safe from several threads.

@@ -33,6 +33,7 @@ class KvCache {
   std::int64_t length() const { return length_; }
   void keep_rows(
       const torch::Tensor& rows);  // int64 [B']: goes on with these rows of the batch alone
+  void truncate(std::int64_t length) { length_ = length; }  // at most length()
 
  private:
   KeyValues buffers_;

@@ -43,6 +43,13 @@ void DecoderState::keep_rows(const torch::Tensor& rows) {
   }
 }
 
+void DecoderState::rewind(std::int64_t to) {
+  for (KvCache& cache : self) {
+    cache.truncate(to);
+  }
+  position = to;
+}
+
 DecoderImpl::DecoderImpl(const ModelConfig& config, double dropout_rate)
     : layers(register_module("layers", torch::nn::ModuleList())),
       final_norm(register_module("final_norm", ZCRMSNorm(config.d_model))),

@@ -38,6 +38,7 @@ struct DecoderState {
 
   void keep_rows(
       const torch::Tensor& rows);  // int64 [B']: goes on with these rows of the batch alone
+  void rewind(std::int64_t to);    // forgets the tokens from position `to` on
 };
 
 class DecoderImpl : public torch::nn::Module {

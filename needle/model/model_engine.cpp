@@ -85,15 +85,26 @@ class ModelSession final : public EngineSession {
     state_ = start_decoding(model_, padded_rows(model_, {{prompt}}, "prompt"));
   }
 
-  std::span<const float> step(TokenId token) override {
-    NEEDLE_CHECK(state_.position < max_tokens_, "a session of {} tokens is used up", max_tokens_);
-    check_ids({&token, 1}, model_->config().vocab_size, "decoder token");
+  std::span<const float> feed(std::span<const TokenId> tokens,
+                              const TokenSet* /*wanted*/) override {
+    NEEDLE_CHECK(!tokens.empty(), "feed needs at least one token");
+    NEEDLE_CHECK(std::ssize(tokens) <= max_tokens_ - state_.position,
+                 "a session of {} tokens is used up", max_tokens_);
+    check_ids(tokens, model_->config().vocab_size, "decoder token");
     const torch::NoGradGuard no_grad;
-    logits_ = next_logits(model_, torch::full({1}, token, torch::kInt64), state_);
+    for (const TokenId token : tokens) {
+      logits_ = next_logits(model_, torch::full({1}, token, torch::kInt64), state_);
+    }
     return row_of(logits_, 0);
   }
 
   std::int64_t position() const override { return state_.position; }
+
+  void rewind(std::int64_t position) override {
+    NEEDLE_CHECK(position >= 0 && position <= state_.position,
+                 "rewind to position {} of a session at {}", position, state_.position);
+    state_.rewind(position);
+  }
 
  private:
   Needle model_;

@@ -91,8 +91,8 @@ class DecoderStep {
 };
 
 // Advances the request by one token that the caller has checked.
-void decode_step(const Machine& machine, const Model& model, Request& request,
-                 TokenId token) noexcept {
+void decode_step(const Machine& machine, const Model& model, Request& request, TokenId token,
+                 bool want_logits) noexcept {
   const float root = std::sqrt(static_cast<float>(model.config.d_model));
   model.embedding.copy_row(token, root, request.x.span());
   DecoderStep step(machine, model, request);
@@ -103,7 +103,9 @@ void decode_step(const Machine& machine, const Model& model, Request& request,
       step.feed_forward(*model.decoder[layer].ffn);
     }
   }
-  step.logits(model);
+  if (want_logits) {
+    step.logits(model);
+  }
   ++request.position;
 }
 
@@ -112,17 +114,27 @@ class RuntimeSession final : public EngineSession {
   RuntimeSession(const Machine& machine, const Model& model, std::unique_ptr<Request> request)
       : machine_(machine), model_(model), request_(std::move(request)) {}
 
-  std::span<const float> step(TokenId token) override {
-    check_tokens(model_.config, {&token, 1});
-    NEEDLE_CHECK(request_->position < request_->max_tokens,
+  std::span<const float> feed(std::span<const TokenId> tokens,
+                              const TokenSet* /*wanted*/) override {
+    NEEDLE_CHECK(!tokens.empty(), "feed needs at least one token");
+    check_tokens(model_.config, tokens);
+    NEEDLE_CHECK(std::ssize(tokens) <= request_->max_tokens - request_->position,
                  "the session was started for {} decoder tokens", request_->max_tokens);
-    decode_step(machine_, model_, *request_, token);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      decode_step(machine_, model_, *request_, tokens[i], i + 1 == tokens.size());
+    }
     return std::as_const(request_->logits)
         .span()
         .first(static_cast<std::size_t>(model_.config.vocab_size));
   }
 
   std::int64_t position() const override { return request_->position; }
+
+  void rewind(std::int64_t position) override {
+    NEEDLE_CHECK(position >= 0 && position <= request_->position,
+                 "rewind to position {} of a session at {}", position, request_->position);
+    request_->position = position;  // what the caches hold beyond it is overwritten
+  }
 
  private:
   const Machine& machine_;

@@ -125,10 +125,11 @@ TEST(GenerateTokensTest, GivesAtMostOneTokenLessThanTheLength) {
 class ConstantSession : public EngineSession {
  public:
   explicit ConstantSession(std::vector<float> logits) : logits_(std::move(logits)) {}
-  std::span<const float> step(TokenId) override {
-    ++position_;
+  std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet*) override {
+    position_ += std::ssize(tokens);
     return logits_;
   }
+  void rewind(std::int64_t position) override { position_ = position; }
   std::int64_t position() const override { return position_; }
 
  private:

@@ -18,8 +18,9 @@ class ScriptedSession : public EngineSession {
   ScriptedSession(std::vector<TokenId> script, std::int64_t vocab_size)
       : script_(std::move(script)), logits_(static_cast<std::size_t>(vocab_size)) {}
 
-  std::span<const float> step(TokenId token) override {
-    fed_.push_back(token);
+  std::span<const float> feed(std::span<const TokenId> tokens,
+                              const TokenSet* /*wanted*/) override {
+    fed_.insert(fed_.end(), tokens.begin(), tokens.end());
     for (std::size_t id = 0; id < logits_.size(); ++id) {
       logits_[id] = -static_cast<float>(id) / static_cast<float>(logits_.size());
     }
@@ -28,6 +29,7 @@ class ScriptedSession : public EngineSession {
     return logits_;
   }
   std::int64_t position() const override { return static_cast<std::int64_t>(fed_.size()); }
+  void rewind(std::int64_t position) override { fed_.resize(static_cast<std::size_t>(position)); }
   const std::vector<TokenId>& fed() const { return fed_; }
 
  private:

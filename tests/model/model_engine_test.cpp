@@ -322,6 +322,25 @@ TEST(ModelEngineTest, EmbeddingsHaveUnitLengthAndIgnorePadding) {
   }
 }
 
+TEST(ModelEngineTest, FeedsSeveralTokensAndForgetsThem) {
+  const ModelEngine engine(test::random_model(test::small_config(), 29));
+  const std::vector<TokenId> prompt = {7, 8, 9};
+  const auto stepped = engine.start(prompt, 4);
+  std::vector<float> expected;
+  for (const TokenId token : {3, 4, 5, 6}) {
+    const auto logits = stepped->step(token);
+    expected.assign(logits.begin(), logits.end());
+  }
+  const auto session = engine.start(prompt, 4);
+  session->feed(std::vector<TokenId>{3, 9, 8}, nullptr);
+  session->rewind(1);
+  EXPECT_EQ(session->position(), 1);
+  const auto logits = session->feed(std::vector<TokenId>{4, 5, 6}, nullptr);
+  EXPECT_EQ(std::vector<float>(logits.begin(), logits.end()), expected);
+  EXPECT_THROW(session->rewind(5), Error);
+  EXPECT_THROW(session->feed({}, nullptr), Error);
+}
+
 TEST(ModelEngineTest, RestoresTheModeAndRefusesForeignTokens) {
   const auto config = test::small_config();
   auto model = test::random_model(config, 28);

@@ -175,6 +175,23 @@ TEST(RuntimeEngineTest, SessionsDoNotDisturbEachOther) {
   EXPECT_EQ(interleaved, run(engine, prompt_of(9), {3, 4, 5, 6}));
 }
 
+TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
+  const RuntimeEngine engine(random_model(WeightEncoding::kInt4));
+  const auto prompt = prompt_of(9);
+  const auto steps = run(engine, prompt, {3, 4, 5, 6});
+  const std::vector<float> last(steps.end() - 70, steps.end());
+  const auto session = engine.start(prompt, 4);
+  session->feed(std::vector<TokenId>{3, 9, 8}, nullptr);
+  EXPECT_EQ(session->position(), 3);
+  session->rewind(1);
+  EXPECT_EQ(session->position(), 1);
+  const auto logits = session->feed(std::vector<TokenId>{4, 5, 6}, nullptr);
+  EXPECT_LT(largest_difference({logits.begin(), logits.end()}, last), 2e-6f);
+  EXPECT_THROW(session->rewind(5), Error);
+  EXPECT_THROW(session->rewind(-1), Error);
+  EXPECT_THROW(session->feed({}, nullptr), Error);
+}
+
 TEST(RuntimeEngineTest, MisuseThrowsAndLeavesTheSessionUsable) {
   const RuntimeEngine engine(random_model(WeightEncoding::kInt4));
   EXPECT_EQ(engine.vocab_size(), 70);
