@@ -142,6 +142,7 @@ std::unordered_map<std::string, std::string> settings_of(const TokenizerTrainerC
       {"character_coverage", format("{}", config.character_coverage)},
       {"max_sentence_length", std::to_string(config.max_line_bytes)},
       {"num_threads", std::to_string(std::min<std::int64_t>(threads, 128))},
+      {"hard_vocab_limit", config.hard_vocab_limit ? "true" : "false"},
       {"minloglevel", "3"},  // fatal errors alone: libraries print nothing
   };
 }

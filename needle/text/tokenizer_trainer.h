@@ -25,6 +25,7 @@ struct TokenizerTrainerConfig {
   double character_coverage = 0.9995;
   std::int64_t max_line_bytes = 4192;
   std::int64_t num_threads = 0;
+  bool hard_vocab_limit = true;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -39,6 +40,8 @@ struct TokenizerTrainerConfig {
     visit("max_line_bytes", self.max_line_bytes, "Longer lines are left out, and counted");
     visit("num_threads", self.num_threads,
           "Threads for training, 0 for one per core; the result does not depend on it");
+    visit("hard_vocab_limit", self.hard_vocab_limit,
+          "false: a text too short for vocab_size gives fewer pieces instead of an error");
   }
 
   // Throws ConfigError naming `where` and the field.

@@ -131,6 +131,9 @@ void announce_evaluation(const FinetuneOptions& options, const std::string& name
 }  // namespace
 
 FinetuneResult finetune(const FinetuneOptions& options) {
+  if (!fs::exists(options.data)) {  // said before anything is downloaded for it
+    throw FileError(format("{}: no such file; expected JSONL rows", options.data));
+  }
   const std::optional<SavedModel> base = load_base(options);
   RunConfig config = make_config(options, base);
   check_run_folder(config.output, options.resume);

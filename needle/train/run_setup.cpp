@@ -108,6 +108,10 @@ Tokenizer make_tokenizer(const RunConfig& config, std::span<const fs::path> text
   log_info("tokenizer of {} pieces trained on {} texts{}", trained.tokenizer.vocab_size(),
            trained.lines,
            trained.long_lines > 0 ? format(", {} longer ones left out", trained.long_lines) : "");
+  if (trained.tokenizer.vocab_size() < settings.vocab_size) {
+    log_warning("the text fills no more than {} of {} pieces: the vocabulary is that small",
+                trained.tokenizer.vocab_size(), settings.vocab_size);
+  }
   return trained.tokenizer;
 }
 

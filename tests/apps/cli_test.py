@@ -122,9 +122,18 @@ class Cli(unittest.TestCase):
         self.assertNotIn("nan", (done.stdout + done.stderr).lower())
         self.assertNotIn("nan", (run / "metrics.jsonl").read_text().lower())
 
+    def test_one_row_from_scratch_shrinks_the_vocabulary(self):
+        one = self.folder / "one_scratch.jsonl"
+        one.write_text(self.rows.read_text().splitlines()[0] + "\n")
+        done = self.check(self.run_program("needle-train", "finetune", one, "--checkpoint", "none", "--model-config", "tiny",
+                                           "-o", self.folder / "one_scratch", "--set", "train.max_steps=2"))
+        self.assertIn("pieces: the vocabulary is that small", done.stderr)
+        self.assertNotIn("nan", (done.stdout + done.stderr).lower())
+
     def test_bad_data(self):
         out = self.folder / "bad"
         self.refuse(1, ["missing.jsonl"], *self.finetune("missing.jsonl", out))
+        self.refuse(1, ["missing.jsonl"], "needle-train", "finetune", "missing.jsonl", "-o", out)  # before looking for weights
         empty = self.folder / "empty.jsonl"
         empty.write_text("")
         self.refuse(1, ["empty.jsonl"], *self.finetune(empty, out))

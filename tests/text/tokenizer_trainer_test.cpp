@@ -156,6 +156,14 @@ TEST(TokenizerTrainerTest, ATooLargeVocabularyNamesOneThatWorks) {
   EXPECT_EQ(train_tokenizer(texts, {.vocab_size = suggested}).tokenizer.vocab_size(), suggested);
 }
 
+TEST(TokenizerTrainerTest, ASoftLimitTakesWhatTheTextFills) {
+  const std::vector<std::string> texts = {"a short text", "of a few words"};
+  const Tokenizer tokenizer =
+      train_tokenizer(texts, {.vocab_size = 8192, .hard_vocab_limit = false}).tokenizer;
+  EXPECT_GT(tokenizer.vocab_size(), 262);
+  EXPECT_LT(tokenizer.vocab_size(), 400);
+}
+
 TEST(TokenizerTrainerTest, ATooSmallVocabularyIsExplained) {
   const std::vector<std::string> texts = {"abcdefghijklmnopqrstuvwxyz"};
   const std::string message =
