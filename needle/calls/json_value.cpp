@@ -16,26 +16,6 @@ constexpr std::string_view kNan = "NaN";
 constexpr std::string_view kInfinity = "Infinity";
 constexpr std::string_view kMinusInfinity = "-Infinity";
 
-std::string_view kind_name(JsonValue::Kind kind) {
-  switch (kind) {
-    case JsonValue::Kind::kNull:
-      return "null";
-    case JsonValue::Kind::kBool:
-      return "a boolean";
-    case JsonValue::Kind::kInteger:
-      return "an integer";
-    case JsonValue::Kind::kFloat:
-      return "a float";
-    case JsonValue::Kind::kString:
-      return "a string";
-    case JsonValue::Kind::kArray:
-      return "an array";
-    case JsonValue::Kind::kObject:
-      return "an object";
-  }
-  return "?";
-}
-
 // Python's float.__repr__: the shortest digits that read back as the same double; positional
 // notation while the decimal exponent is in [-4, 16), else d.ddde+XX with at least two exponent
 // digits.
@@ -121,6 +101,26 @@ double parse_double(std::string_view literal) {
 }
 
 }  // namespace
+
+std::string_view kind_name(JsonValue::Kind kind) {
+  switch (kind) {
+    case JsonValue::Kind::kNull:
+      return "null";
+    case JsonValue::Kind::kBool:
+      return "a boolean";
+    case JsonValue::Kind::kInteger:
+      return "an integer";
+    case JsonValue::Kind::kFloat:
+      return "a float";
+    case JsonValue::Kind::kString:
+      return "a string";
+    case JsonValue::Kind::kArray:
+      return "an array";
+    case JsonValue::Kind::kObject:
+      return "an object";
+  }
+  return "?";
+}
 
 JsonValue JsonValue::boolean(bool value) {
   JsonValue result;

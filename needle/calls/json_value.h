@@ -68,6 +68,9 @@ class JsonValue {
   Object members_;
 };
 
+// For messages: "null", "a boolean", "an integer", "a float", "a string", "an array", "an object".
+std::string_view kind_name(JsonValue::Kind kind);
+
 struct JsonParseResult {
   std::optional<JsonValue> value;  // nothing if the text is not JSON
   std::string error;               // "line 1 column 5: expected ','"

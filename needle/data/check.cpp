@@ -10,6 +10,7 @@
 
 #include "needle/calls/call.h"
 #include "needle/calls/json_value.h"
+#include "needle/calls/strip.h"
 #include "needle/calls/tool.h"
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
@@ -17,7 +18,6 @@
 #include "needle/core/format.h"
 #include "needle/core/thread_pool.h"
 #include "needle/data/split.h"
-#include "needle/data/strip.h"
 
 namespace needle {
 namespace {

@@ -10,10 +10,10 @@
 #include <utility>
 
 #include "needle/calls/json_value.h"
+#include "needle/calls/strip.h"
 #include "needle/calls/tool_name.h"
 #include "needle/core/error.h"
 #include "needle/core/format.h"
-#include "needle/data/strip.h"
 #include "needle/data/token_class.h"
 
 namespace needle {
@@ -131,15 +131,6 @@ void list_tools(const JsonValue& tools, JsonValue& answer, JsonEscapes escapes, 
   }
 }
 
-std::vector<TokenId> ids_of(std::span<const TokenSpan> tokens) {
-  std::vector<TokenId> ids;
-  ids.reserve(tokens.size());
-  for (const TokenSpan& token : tokens) {
-    ids.push_back(token.id);
-  }
-  return ids;
-}
-
 template <typename T>
 std::int64_t count_of(const T& items) {
   return static_cast<std::int64_t>(items.size());
@@ -197,8 +188,8 @@ struct RowEncoder {
     EncodedRow result;
     result.report.rows = 1;
     const CallTexts texts = call_texts(row, number, prompt.json_escapes, config);
-    const std::vector<TokenSpan> answer = tokenizer.encode_spans(texts.answer, special());
-    if (count_of(answer) + 3 > prompt.max_dec_len) {  // eos, <tool_call>, answer, eos
+    EncodedAnswer answer = encode_answer(tokenizer, prompt, texts.answer, special());
+    if (!answer.fits) {
       result.report.dropped_too_long = 1;
       result.report.dropped_rows.push_back(number);
       return result;
@@ -208,12 +199,9 @@ struct RowEncoder {
     count_prompt(encoder, result.report);
 
     EncodedExample example{.row = number, .source = std::move(encoder.ids)};
-    example.target = ids_of(answer);
-    example.target.insert(example.target.begin(), kToolCallId);
-    example.decoder_in = example.target;
-    example.decoder_in.insert(example.decoder_in.begin(), kEosId);
-    example.target.push_back(kEosId);
-    example.classes = answer_classes(texts, answer);
+    example.decoder_in = std::move(answer.decoder_in);
+    example.target = std::move(answer.target);
+    example.classes = answer_classes(texts, answer.spans);
     example.classes.insert(example.classes.begin(), TokenClass::kStructure);
     example.classes.push_back(TokenClass::kStructure);
     example.query_ids = encode_up_to(row.query, prompt.max_enc_len);

@@ -13,10 +13,10 @@
 #include <zlib.h>
 
 #include "needle/calls/json_value.h"
+#include "needle/calls/strip.h"
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/format.h"
-#include "needle/data/strip.h"
 
 namespace needle {
 namespace {
@@ -127,25 +127,6 @@ struct RowError : std::runtime_error {
   std::int64_t column;
 };
 
-std::string_view kind_name(const JsonValue& value) {
-  switch (value.kind()) {
-    case JsonValue::Kind::kNull:
-      return "null";
-    case JsonValue::Kind::kBool:
-      return "a boolean";
-    case JsonValue::Kind::kInteger:
-    case JsonValue::Kind::kFloat:
-      return "a number";
-    case JsonValue::Kind::kString:
-      return "a string";
-    case JsonValue::Kind::kArray:
-      return "an array";
-    case JsonValue::Kind::kObject:
-      return "an object";
-  }
-  return "?";
-}
-
 // "line 1 column 5: expected ','" -> column 5 and the rest; other texts as they are.
 RowError json_error(std::string_view error) {
   constexpr std::string_view kPrefix = "line 1 column ";
@@ -183,7 +164,8 @@ JsonValue parse_row(const LineReader& line, std::size_t max_line_bytes) {
     throw json_error(parsed.error);
   }
   if (!parsed.value->is_object()) {
-    throw RowError(format("expected one JSON object a line, got {}", kind_name(*parsed.value)), 1);
+    throw RowError(
+        format("expected one JSON object a line, got {}", kind_name(parsed.value->kind())), 1);
   }
   return *std::move(parsed.value);
 }
@@ -218,7 +200,7 @@ const JsonValue& required(const JsonValue& row, std::string_view key, std::strin
 std::string required_string(const JsonValue& row, std::string_view key) {
   const JsonValue& value = required(row, key, "a string");
   if (!value.is_string()) {
-    throw RowError(format("\"{}\": expected a string, got {}", key, kind_name(value)));
+    throw RowError(format("\"{}\": expected a string, got {}", key, kind_name(value.kind())));
   }
   return checked_string(value, key);
 }
@@ -232,7 +214,7 @@ std::string json_text(const JsonValue& value, std::string_view key) {
     return write_compact(value);
   }
   throw RowError(
-      format("\"{}\": expected an array or a JSON string, got {}", key, kind_name(value)));
+      format("\"{}\": expected an array or a JSON string, got {}", key, kind_name(value.kind())));
 }
 
 std::string optional_string(const JsonValue& row, std::string_view key) {
@@ -241,7 +223,7 @@ std::string optional_string(const JsonValue& row, std::string_view key) {
     return "";
   }
   if (!value->is_string()) {
-    throw RowError(format("\"{}\": expected a string, got {}", key, kind_name(*value)));
+    throw RowError(format("\"{}\": expected a string, got {}", key, kind_name(value->kind())));
   }
   return checked_string(*value, key);
 }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -11,24 +10,12 @@
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/thread_pool.h"
+#include "needle/decode/argmax.h"
 #include "needle/decode/byte_piece.h"
 #include "needle/decode/constraint.h"
 
 namespace needle {
 namespace {
-
-TokenId argmax(std::span<const float> logits) {
-  std::optional<std::size_t> best;
-  for (std::size_t id = 0; id < logits.size(); ++id) {
-    if (best ? logits[id] > logits[*best] : !std::isnan(logits[id])) {
-      best = id;
-    }
-  }
-  if (!best) {
-    throw Error("no logit of the model is a number: its weights are damaged or have diverged");
-  }
-  return static_cast<TokenId>(*best);
-}
 
 std::string without_tool_call(std::string text) {
   if (text.starts_with(kToolCallPiece)) {

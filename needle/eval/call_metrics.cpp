@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "needle/calls/json_value.h"
+#include "needle/calls/strip.h"
 #include "needle/calls/tool_name.h"
 #include "needle/core/format.h"
 #include "needle/eval/eval_case.h"
@@ -280,11 +281,11 @@ ScoredAnswer score_answer(std::string_view prediction, std::string_view referenc
                           std::string_view tools, const ScoringRules& rules) {
   ScoredAnswer scored;
   const std::vector<ReadCall> expected =
-      read_calls(parse_json_value(strip(reference)).value, rules);
+      read_calls(parse_json_value(strip_edges(reference)).value, rules);
   if (expected.empty() && rules.with_calls_only) {
     return scored;
   }
-  std::string_view text = strip(prediction);
+  std::string_view text = strip_edges(prediction);
   const bool blank = text.empty();
   if (blank && rules.empty_text_is_no_call) {
     text = "[]";

@@ -7,18 +7,11 @@
 #include <optional>
 #include <string>
 
+#include "needle/calls/strip.h"
 #include "needle/calls/utf8.h"
 
 namespace needle {
 namespace {
-
-bool is_space(std::uint32_t code_point) {
-  return (code_point >= 0x09 && code_point <= 0x0D) || (code_point >= 0x1C && code_point <= 0x20) ||
-         code_point == 0x85 || code_point == 0xA0 || code_point == 0x1680 ||
-         (code_point >= 0x2000 && code_point <= 0x200A) || code_point == 0x2028 ||
-         code_point == 0x2029 || code_point == 0x202F || code_point == 0x205F ||
-         code_point == 0x3000;
-}
 
 // Latin, Greek, Cyrillic and Armenian: the alphabets with letter cases that are in daily use.
 std::uint32_t lower_case(std::uint32_t c) {
@@ -83,7 +76,7 @@ bool is_digit(char c) { return c >= '0' && c <= '9'; }
 // What Python's float() reads of an ASCII text: a sign, digits with single underscores between
 // them, a fraction, an exponent; or inf, infinity, nan in any case.
 std::optional<double> python_float(std::string_view text) {
-  std::string plain = to_lower(strip(text));
+  std::string plain = to_lower(strip_edges(text));
   std::string_view rest = plain;
   if (rest.starts_with('+') || rest.starts_with('-')) {
     rest.remove_prefix(1);
@@ -137,29 +130,6 @@ std::string python_float_text(double value) {
 
 }  // namespace
 
-std::string_view strip(std::string_view text) {
-  std::size_t begin = 0;
-  while (begin < text.size()) {
-    const std::size_t length = utf8_length_at(text, begin);
-    if (length == 0 || !is_space(utf8_code_point_at(text, begin))) {
-      break;
-    }
-    begin += length;
-  }
-  std::size_t end = text.size();
-  while (end > begin) {
-    std::size_t last = end - 1;  // start of the last character
-    while (last > begin && (static_cast<unsigned char>(text[last]) & 0xC0) == 0x80) {
-      --last;
-    }
-    if (utf8_length_at(text, last) != end - last || !is_space(utf8_code_point_at(text, last))) {
-      break;
-    }
-    end = last;
-  }
-  return text.substr(begin, end - begin);
-}
-
 JsonValue loosen_value(const JsonValue& value) {
   if (value.kind() == JsonValue::Kind::kFloat) {
     return JsonValue::string(python_float_text(value.as_double()));
@@ -170,7 +140,7 @@ JsonValue loosen_value(const JsonValue& value) {
   if (const std::optional<double> number = python_float(value.as_string())) {
     return JsonValue::string(python_float_text(*number));
   }
-  std::string text = to_lower(strip(value.as_string()));
+  std::string text = to_lower(strip_edges(value.as_string()));
   for (const std::string_view opening : {"today at ", "at "}) {
     if (text.starts_with(opening)) {
       text.erase(0, opening.size());

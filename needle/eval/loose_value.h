@@ -2,8 +2,6 @@
 // section 9).
 #pragma once
 
-#include <string_view>
-
 #include "needle/calls/json_value.h"
 
 namespace needle {
@@ -12,8 +10,5 @@ namespace needle {
 // stripped, lower-cased and loses a leading "at " or "today at "; floats become text; integers,
 // booleans, null, lists and objects stay.
 JsonValue loosen_value(const JsonValue& value);
-
-// Without the white space at both ends that Python's str.strip() removes.
-std::string_view strip(std::string_view text);
 
 }  // namespace needle

@@ -1,13 +1,12 @@
 #include "needle/model/model_engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "needle/core/error.h"
+#include "needle/decode/argmax.h"
 #include "needle/model/eval_scope.h"
 #include "needle/model/tensor_view.h"
 
@@ -61,20 +60,6 @@ torch::Tensor next_logits(Needle& model, const torch::Tensor& tokens, DecoderSta
 std::span<float> row_of(torch::Tensor& logits, std::int64_t row) {
   const auto width = logits.size(1);
   return {logits.data_ptr<float>() + row * width, static_cast<std::size_t>(width)};
-}
-
-// The lowest id on a tie; NaN never wins. As the token loop of decode/generate.
-TokenId argmax(std::span<const float> logits) {
-  std::optional<std::size_t> best;
-  for (std::size_t id = 0; id < logits.size(); ++id) {
-    if (best ? logits[id] > logits[*best] : !std::isnan(logits[id])) {
-      best = id;
-    }
-  }
-  if (!best) {
-    throw Error("no logit of the model is a number: its weights are damaged or have diverged");
-  }
-  return static_cast<TokenId>(*best);
 }
 
 class ModelSession final : public EngineSession {

@@ -58,8 +58,6 @@ struct EncodedAnswer {
   std::vector<TokenId> decoder_in;  // [eos, <tool_call>] + answer
   std::vector<TokenId> target;      // [<tool_call>] + answer + [eos]
   std::vector<TokenSpan> spans;     // of the answer's tokens, target[1..size-1): bytes of `answer`
-  // 2 + answer + 1 tokens are at most max_dec_len; examples that do not fit are dropped and
-  // counted.
   // 2 + answer + 1 tokens are at most max_dec_len: examples that do not fit are dropped and
   // counted.
   bool fits = true;

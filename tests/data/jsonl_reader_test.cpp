@@ -105,7 +105,7 @@ TEST_F(JsonlReaderTest, ErrorsNameFileLineAndColumn) {
               StartsWith(name + ":2:12: expected UTF-8, got byte 0xff"));
   EXPECT_THAT(strict_error(file("[1]")), StartsWith(name + ":1:1: expected one JSON object"));
   EXPECT_THAT(strict_error(file(R"({"query":5,"tools":[],"answers":[]})")),
-              EndsWith(":1: \"query\": expected a string, got a number"));
+              EndsWith(":1: \"query\": expected a string, got an integer"));
   EXPECT_THAT(strict_error(file(R"({"query":"q","tools":{},"answers":[]})")),
               HasSubstr("\"tools\": expected an array or a JSON string, got an object"));
   EXPECT_THAT(strict_error(file(R"({"query":"q","tool":[],"answers":[]})")),

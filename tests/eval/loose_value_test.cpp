@@ -54,13 +54,5 @@ TEST(LooseValueTest, FloatsBecomeTextAndTheRestStays) {
   EXPECT_EQ(loosen_value(list), list) << "top level only";
 }
 
-TEST(StripTest, TakesWhiteSpaceOfBothEnds) {
-  EXPECT_EQ(strip(" \t\n a b \r\f"), "a b");
-  EXPECT_EQ(strip("   "), "");
-  EXPECT_EQ(strip(""), "");
-  EXPECT_EQ(strip("\u2028x\u00E9"), "x\u00E9");
-  EXPECT_EQ(strip("\x80 x \xC3"), "\x80 x \xC3") << "broken bytes are no space";
-}
-
 }  // namespace
 }  // namespace needle

@@ -1,4 +1,4 @@
-#include "needle/data/strip.h"
+#include "needle/calls/strip.h"
 
 #include <cstddef>
 #include <cstdint>
