@@ -125,7 +125,7 @@ class TreeBuilder {
         throw FormatError(format("a dict has the key \"{}\" twice", key));
       }
       spend(key.size());
-      dict.emplace_back(std::string(key), build(items[i + 1], depth + 1));
+      dict.push_back({.key = std::string(key), .value = build(items[i + 1], depth + 1)});
     }
     return dict;
   }
@@ -156,8 +156,8 @@ const PickleValue* PickleValue::find(std::string_view key) const {
     return nullptr;
   }
   const auto found = std::find_if(dict->begin(), dict->end(),
-                                  [key](const auto& entry) { return entry.first == key; });
-  return found == dict->end() ? nullptr : &found->second;
+                                  [key](const auto& entry) { return entry.key == key; });
+  return found == dict->end() ? nullptr : &found->value;
 }
 
 PickleValue read_pickle(std::span<const std::byte> bytes) {

@@ -28,16 +28,23 @@ struct PickleArray {
   TensorView view() const;
 };
 
+struct PickleEntry;
+
 // A value tree. Shared sub-objects of the file are copied; tuples become lists.
 struct PickleValue {
   using List = std::vector<PickleValue>;
-  using Dict =
-      std::vector<std::pair<std::string, PickleValue>>;  // insertion order; string keys only
+  using Dict = std::vector<PickleEntry>;  // insertion order; string keys only
   std::variant<std::monostate, bool, std::int64_t, double, std::string, List, Dict, PickleArray>
       value;
 
   bool is_dict() const { return std::holds_alternative<Dict>(value); }
   const PickleValue* find(std::string_view key) const;  // nullptr if absent or not a dict
+};
+
+// One of a dict. Not std::pair, whose traits would need PickleValue while it is being defined.
+struct PickleEntry {
+  std::string key;
+  PickleValue value;
 };
 
 // Throws FormatError with the byte offset and the reason. Memory is bounded by a small multiple of

@@ -185,7 +185,8 @@ PickleValue& child(PickleValue& dict, std::string_view name) {
       return value;
     }
   }
-  return entries.emplace_back(std::string(name), PickleValue{PickleValue::Dict()}).second;
+  entries.push_back({.key = std::string(name), .value = {PickleValue::Dict()}});
+  return entries.back().value;
 }
 
 }  // namespace
@@ -290,17 +291,17 @@ void write_released_checkpoint(const std::filesystem::path& path,
     place->value = array;
   }
   PickleValue::Dict config;
-  ModelConfig::visit_fields(
-      checkpoint.config, [&config](std::string_view name, const auto& field, std::string_view) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(field)>, Activation>) {
-          config.emplace_back(name, PickleValue{std::string(kActivationNames.name(field))});
-        } else {
-          config.emplace_back(name, PickleValue{field});
-        }
-      });
-  config.emplace_back("dtype", PickleValue{checkpoint.dtype});
-  config.emplace_back("dropout_rate", PickleValue{checkpoint.dropout_rate});
-  config.emplace_back("num_memory_slots", PickleValue{checkpoint.num_memory_slots});
+  ModelConfig::visit_fields(checkpoint.config, [&config](std::string_view name, const auto& field,
+                                                         std::string_view) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, Activation>) {
+      config.push_back({std::string(name), PickleValue{std::string(kActivationNames.name(field))}});
+    } else {
+      config.push_back({std::string(name), PickleValue{field}});
+    }
+  });
+  config.push_back({"dtype", PickleValue{checkpoint.dtype}});
+  config.push_back({"dropout_rate", PickleValue{checkpoint.dropout_rate}});
+  config.push_back({"num_memory_slots", PickleValue{checkpoint.num_memory_slots}});
   child(root, "config").value = std::move(config);
   if (checkpoint.pretrain_step) {
     child(root, "pretrain_step").value = *checkpoint.pretrain_step;

@@ -410,7 +410,8 @@ void WeightsFileWriter::add(WeightsSection entry, std::vector<std::byte> bytes) 
 }
 
 void WeightsFileWriter::write(const std::filesystem::path& path) const {
-  for (const auto& [name, shape] : shapes_) {
+  for (const auto& expected : shapes_) {
+    const std::string& name = expected.first;
     NEEDLE_CHECK(
         std::ranges::any_of(sections_, [&name](const Section& s) { return s.entry.name == name; }),
         "the tensor {} was not added", name);

@@ -48,7 +48,7 @@ bool same(const PickleValue& a, const PickleValue& b) {
     const auto& other = std::get<PickleValue::Dict>(b.value);
     return std::equal(dict->begin(), dict->end(), other.begin(), other.end(),
                       [](const auto& x, const auto& y) {
-                        return x.first == y.first && same(x.second, y.second);
+                        return x.key == y.key && same(x.value, y.value);
                       });
   }
   if (const auto* array = std::get_if<PickleArray>(&a.value)) {
