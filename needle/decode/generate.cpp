@@ -12,7 +12,7 @@
 #include "needle/core/thread_pool.h"
 #include "needle/decode/argmax.h"
 #include "needle/decode/byte_piece.h"
-#include "needle/decode/constraint.h"
+#include "needle/decode/name_constraint.h"
 
 namespace needle {
 namespace {
@@ -103,37 +103,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 }  // namespace
-
-GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options) {
-  NEEDLE_CHECK(options.max_gen_len >= 1, "max_gen_len is {}; it must be positive",
-               options.max_gen_len);
-  GeneratedTokens generated;
-  std::vector<float> restricted;
-  TokenId last = kEosId;
-  while (static_cast<std::int64_t>(generated.ids.size()) < options.max_gen_len - 1) {
-    std::span<const float> logits = session.step(last);
-    if (options.constraint != nullptr) {
-      restricted.assign(logits.begin(), logits.end());
-      options.constraint->apply(restricted);
-      logits = restricted;
-    }
-    last = argmax(logits);
-    if (last == kEosId) {
-      generated.stop = StopReason::kEos;
-      return generated;
-    }
-    if (options.constraint != nullptr) {
-      options.constraint->accept(last);
-    }
-    generated.ids.push_back(last);
-    if (options.on_token && !options.on_token(last)) {
-      generated.stop = StopReason::kCancelled;
-      return generated;
-    }
-  }
-  generated.stop = StopReason::kMaxTokens;
-  return generated;
-}
 
 FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
                                PromptConfig prompt, NameStyle name_style)

@@ -1,4 +1,4 @@
-// The one token loop, and the whole way from query and tools to calls (specification, section 8).
+// The whole way from query and tools to calls (specification, section 8).
 #pragma once
 
 #include <cstdint>
@@ -11,44 +11,13 @@
 
 #include "needle/calls/tool_name.h"
 #include "needle/decode/engine.h"
+#include "needle/decode/token_loop.h"
 #include "needle/text/prompt.h"
 #include "needle/text/tokenizer.h"
 
 namespace needle {
 
-// Restricts the next token. The seam for every grammar: the loop knows nothing else about
-// constraints.
-class Constraint {
- public:
-  virtual ~Constraint() = default;
-  // Sets the logits of forbidden tokens to minus infinity. Leaves them alone when everything may
-  // follow.
-  virtual void apply(std::span<float> logits) = 0;
-  virtual void accept(TokenId token) = 0;
-};
-
-class TokenTexts;  // needle/decode/constraint.h
-
-enum class StopReason { kEos, kMaxTokens, kCancelled };
-inline constexpr EnumNames<StopReason, 3> kStopReasonNames{
-    {{{StopReason::kEos, "eos"},
-      {StopReason::kMaxTokens, "max_tokens"},
-      {StopReason::kCancelled, "cancelled"}}}};
-
-struct GenerateOptions {
-  std::int64_t max_gen_len = 512;    // at most max_gen_len - 1 tokens come out, as in the reference
-  Constraint* constraint = nullptr;  // not owned
-  std::function<bool(TokenId)> on_token;  // called for each token; false cancels
-};
-
-struct GeneratedTokens {
-  std::vector<TokenId> ids;  // eos left out
-  StopReason stop = StopReason::kEos;
-};
-
-// Greedy: arg-max, the lowest id on a tie. The decoder starts from eos. Throws Error if every logit
-// is NaN.
-GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options);
+class TokenTexts;  // needle/decode/name_constraint.h
 
 // kNames: the reference's tool-name and argument-key constraint.
 enum class Constrain { kNone, kNames };

@@ -105,12 +105,10 @@ struct BatchRow {
   bool done = false;
 };
 
-void take_token(BatchRow& row, std::span<float> logits, Constraint* constraint,
-                GeneratedTokens& generated) {
-  if (constraint != nullptr) {
-    constraint->apply(logits);
-  }
-  row.last = argmax(logits);
+void take_token(BatchRow& row, std::span<const float> logits, Constraint* constraint,
+                std::int64_t max_gen_len, GeneratedTokens& generated) {
+  const std::int64_t tokens_left = max_gen_len - 1 - std::ssize(generated.ids);
+  row.last = best_token(logits, constraint != nullptr ? constraint->allowed(tokens_left) : nullptr);
   if (row.last == kEosId) {
     generated.stop = StopReason::kEos;
     row.done = true;
@@ -159,7 +157,7 @@ void generate_rows(Needle& model, std::span<const std::vector<TokenId>> prompts,
         Constraint* constraint =
             options.constraints.empty() ? nullptr : options.constraints[prompt];
         take_token(rows[i], row_of(logits, static_cast<std::int64_t>(i)), constraint,
-                   results[prompt]);
+                   options.max_gen_len, results[prompt]);
         active += rows[i].done ? 0 : 1;
       }
     }

@@ -1,6 +1,5 @@
 #include "needle/decode/generate.h"
 
-#include <limits>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -10,7 +9,7 @@
 #include "needle/core/error.h"
 #include "needle/core/json.h"
 #include "needle/core/random.h"
-#include "needle/decode/constraint.h"
+#include "needle/decode/name_constraint.h"
 
 #include "tests/decode/scripted_engine.h"
 #include "tests/support/golden.h"
@@ -90,102 +89,14 @@ TEST(GenerateGoldenTest, PromptAndTextAreTheReferences) {
               : request.tools_json;
       NameConstraint constraint(std::make_shared<TokenTexts>(tiny_tokenizer()), tools,
                                 DeclaredKeys::kReference);
-      std::vector<float> logits(static_cast<std::size_t>(tiny_tokenizer().vocab_size()));
       for (const TokenId id : ids) {
-        constraint.apply(logits);
+        constraint.allowed(request.max_gen_len);
         constraint.accept(id);
       }
       EXPECT_EQ(constraint.masked_steps(),
                 expected.at("constrained_steps_with_a_mask").get<std::int64_t>());
     }
   }
-}
-
-TEST(GenerateTokensTest, StartsFromEosAndStopsAtEos) {
-  test::ScriptedSession session({7, 9, 8}, 16);
-  const GeneratedTokens generated = generate_tokens(session, {});
-  EXPECT_THAT(generated.ids, ElementsAre(7, 9, 8));
-  EXPECT_EQ(generated.stop, StopReason::kEos);
-  EXPECT_THAT(session.fed(), ElementsAre(kEosId, 7, 9, 8));
-}
-
-TEST(GenerateTokensTest, GivesAtMostOneTokenLessThanTheLength) {
-  for (const std::int64_t length : {1, 2, 4}) {
-    test::ScriptedSession session(std::vector<TokenId>(10, 5), 16);
-    const GeneratedTokens generated = generate_tokens(session, {.max_gen_len = length});
-    EXPECT_EQ(static_cast<std::int64_t>(generated.ids.size()), length - 1);
-    EXPECT_EQ(generated.stop, StopReason::kMaxTokens);
-    EXPECT_EQ(session.position(), length - 1) << "no step whose logits nobody reads";
-  }
-  test::ScriptedSession session({}, 16);
-  EXPECT_THROW(generate_tokens(session, {.max_gen_len = 0}), Error);
-}
-
-// Fixed logits at every step.
-class ConstantSession : public EngineSession {
- public:
-  explicit ConstantSession(std::vector<float> logits) : logits_(std::move(logits)) {}
-  std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet*) override {
-    position_ += std::ssize(tokens);
-    return logits_;
-  }
-  void rewind(std::int64_t position) override { position_ = position; }
-  std::int64_t position() const override { return position_; }
-
- private:
-  std::vector<float> logits_;
-  std::int64_t position_ = 0;
-};
-
-TEST(GenerateTokensTest, TakesTheLowestIdOfATie) {
-  ConstantSession session({0, 1, 2, 5, 5, 5});
-  EXPECT_THAT(generate_tokens(session, {.max_gen_len = 2}).ids, ElementsAre(3));
-}
-
-TEST(GenerateTokensTest, SkipsNanAndRefusesNothingButNan) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const float low = -std::numeric_limits<float>::infinity();
-  ConstantSession some({nan, low, nan, 4, nan});
-  EXPECT_THAT(generate_tokens(some, {.max_gen_len = 2}).ids, ElementsAre(3));
-  ConstantSession lowest({nan, nan, low, nan});
-  EXPECT_THAT(generate_tokens(lowest, {.max_gen_len = 2}).ids, ElementsAre(2));
-  ConstantSession none({nan, nan});
-  EXPECT_THROW(generate_tokens(none, {}), Error);
-}
-
-TEST(GenerateTokensTest, CancelsAfterTheToken) {
-  test::ScriptedSession session({7, 9, 8}, 16);
-  std::vector<TokenId> seen;
-  const auto on_token = [&](TokenId id) {
-    seen.push_back(id);
-    return seen.size() < 2;
-  };
-  const GeneratedTokens generated = generate_tokens(session, {.on_token = on_token});
-  EXPECT_THAT(generated.ids, ElementsAre(7, 9));
-  EXPECT_THAT(seen, ElementsAre(7, 9));
-  EXPECT_EQ(generated.stop, StopReason::kCancelled);
-}
-
-// Forbids one id; remembers what it was told.
-class ForbidOne : public Constraint {
- public:
-  explicit ForbidOne(TokenId id) : id_(id) {}
-  void apply(std::span<float> logits) override {
-    logits[static_cast<std::size_t>(id_)] = -std::numeric_limits<float>::infinity();
-  }
-  void accept(TokenId token) override { accepted.push_back(token); }
-  std::vector<TokenId> accepted;
-
- private:
-  TokenId id_;
-};
-
-TEST(GenerateTokensTest, AsksTheConstraintBeforeAndTellsItAfterEachToken) {
-  test::ScriptedSession session({7, 9}, 16);
-  ForbidOne constraint(9);
-  const GeneratedTokens generated = generate_tokens(session, {.constraint = &constraint});
-  EXPECT_THAT(generated.ids, ElementsAre(7, 0)) << "the next best of the second step is id 0";
-  EXPECT_THAT(constraint.accepted, ElementsAre(7, 0));
 }
 
 TEST(FunctionCallerTest, RestoresToolNamesAndKeepsTheRawText) {

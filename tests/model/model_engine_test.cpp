@@ -16,7 +16,7 @@
 #include "needle/calls/tool_name.h"
 #include "needle/core/error.h"
 #include "needle/core/json.h"
-#include "needle/decode/constraint.h"
+#include "needle/decode/name_constraint.h"
 #include "needle/decode/retrieve.h"
 #include "needle/eval/retrieval_metrics.h"
 #include "needle/model/checkpoint.h"
@@ -268,15 +268,18 @@ TEST(ModelEngineTest, DecodesInBfloat16) {
 // Ends the answer of its row after a number of tokens.
 class StopAfter final : public Constraint {
  public:
-  explicit StopAfter(std::size_t tokens) : left_(tokens) {}
-  void apply(std::span<float> logits) override {
-    std::fill(logits.begin(), logits.end(), -1.0f);
-    logits[left_ == 0 ? static_cast<std::size_t>(kEosId) : 9] = 1.0f;
+  StopAfter(std::size_t tokens, std::int64_t vocab_size) : left_(tokens), allowed_(vocab_size) {}
+  const TokenSet* allowed(std::int64_t) override {
+    allowed_.clear();
+    allowed_.insert(left_ == 0 ? kEosId : 9);
+    return &allowed_;
   }
   void accept(TokenId) override { --left_; }
+  std::unique_ptr<Constraint> clone() const override { return std::make_unique<StopAfter>(*this); }
 
  private:
   std::size_t left_;
+  TokenSet allowed_;
 };
 
 TEST(ModelEngineTest, RowsOfABatchEndByThemselves) {
@@ -286,7 +289,7 @@ TEST(ModelEngineTest, RowsOfABatchEndByThemselves) {
   std::vector<StopAfter> stops;
   for (std::size_t i = 0; i < 9; ++i) {
     prompts.push_back(some_ids(config, 3 + static_cast<std::int64_t>(i) % 4));
-    stops.emplace_back(i * 5 % 9);
+    stops.emplace_back(i * 5 % 9, config.vocab_size);
   }
   BatchGenerateOptions options{.max_gen_len = 30, .batch_rows = 5};
   for (StopAfter& stop : stops) {

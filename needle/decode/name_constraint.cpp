@@ -1,7 +1,6 @@
-#include "needle/decode/constraint.h"
+#include "needle/decode/name_constraint.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "needle/calls/json_value.h"
@@ -150,6 +149,7 @@ NameConstraint::NameConstraint(std::shared_ptr<const TokenTexts> texts, std::str
                                DeclaredKeys keys)
     : texts_(std::move(texts)) {
   NEEDLE_CHECK(texts_ != nullptr, "a name constraint needs token texts");
+  allowed_ = TokenSet(texts_->size());
   const JsonParseResult parsed = parse_json_value(tools_json);
   if (!parsed.value || !parsed.value->is_array()) {
     return;
@@ -188,51 +188,48 @@ const std::vector<std::string>* NameConstraint::words() const {
   return keys == keys_by_tool_.end() ? &kNone : &keys->second;
 }
 
-std::optional<std::vector<TokenId>> NameConstraint::allowed() const {
-  const std::vector<std::string>* const candidates = words();
-  if (candidates == nullptr) {
-    return std::nullopt;
-  }
-  std::vector<TokenId> ids;
-  const auto append = [&ids](std::span<const TokenId> more) {
-    ids.insert(ids.end(), more.begin(), more.end());
-  };
-  for (const std::string& word : *candidates) {
+template <typename Visit>
+void NameConstraint::visit_fitting(const std::vector<std::string>& candidates, Visit visit) const {
+  for (const std::string& word : candidates) {
     if (!word.starts_with(tracker_.span())) {
       continue;
     }
     const std::string_view rest = std::string_view(word).substr(tracker_.span().size());
     for (std::size_t length = 1; length <= rest.size(); ++length) {
-      append(texts_->equal_to(rest.substr(0, length)));
+      visit(texts_->equal_to(rest.substr(0, length)));
     }
-    append(texts_->closing_after(rest));
+    visit(texts_->closing_after(rest));
   }
-  if (ids.empty()) {
-    return std::nullopt;
-  }
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
 }
 
-bool NameConstraint::fallback() const { return words() != nullptr && !allowed(); }
+const TokenSet* NameConstraint::allowed(std::int64_t /*tokens_left*/) {
+  const std::vector<std::string>* const candidates = words();
+  if (candidates == nullptr) {
+    return nullptr;
+  }
+  bool any = false;
+  allowed_.clear();
+  visit_fitting(*candidates, [&](std::span<const TokenId> ids) {
+    for (const TokenId id : ids) {
+      allowed_.insert(id);
+      any = true;
+    }
+  });
+  masked_steps_ += any ? 1 : 0;
+  return any ? &allowed_ : nullptr;
+}
 
-void NameConstraint::apply(std::span<float> logits) {
-  const std::optional<std::vector<TokenId>> ids = allowed();
-  if (!ids) {
-    return;
+bool NameConstraint::fallback() const {
+  const std::vector<std::string>* const candidates = words();
+  bool any = false;
+  if (candidates != nullptr) {
+    visit_fitting(*candidates, [&](std::span<const TokenId> ids) { any = any || !ids.empty(); });
   }
-  NEEDLE_CHECK(static_cast<std::size_t>(ids->back()) < logits.size(),
-               "the tokenizer has token {}, the model only {} logits", ids->back(), logits.size());
-  kept_.clear();
-  for (const TokenId id : *ids) {
-    kept_.push_back(logits[static_cast<std::size_t>(id)]);
-  }
-  std::fill(logits.begin(), logits.end(), -std::numeric_limits<float>::infinity());
-  for (std::size_t i = 0; i < kept_.size(); ++i) {
-    logits[static_cast<std::size_t>((*ids)[i])] = kept_[i];
-  }
-  ++masked_steps_;
+  return candidates != nullptr && !any;
+}
+
+std::unique_ptr<Constraint> NameConstraint::clone() const {
+  return std::make_unique<NameConstraint>(*this);
 }
 
 void NameConstraint::accept(TokenId token) { tracker_.feed(texts_->text(token)); }

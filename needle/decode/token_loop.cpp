@@ -1,0 +1,285 @@
+#include "needle/decode/token_loop.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "needle/core/error.h"
+
+namespace needle {
+namespace {
+
+template <typename Visit>
+void for_each_token(std::span<const float> logits, const TokenSet* allowed, Visit&& visit) {
+  if (allowed != nullptr) {
+    allowed->for_each([&](TokenId id) { visit(id, logits[static_cast<std::size_t>(id)]); });
+    return;
+  }
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    visit(static_cast<TokenId>(id), logits[id]);
+  }
+}
+
+void check_size(std::span<const float> logits, const TokenSet* allowed) {
+  NEEDLE_CHECK(allowed == nullptr || allowed->vocab_size() <= std::ssize(logits),
+               "the constraint knows {} tokens, the model has only {} logits",
+               allowed->vocab_size(), logits.size());
+}
+
+// log(sum(exp(logits))) over the allowed tokens; NaN counts nothing.
+double log_sum(std::span<const float> logits, const TokenSet* allowed) {
+  double top = -std::numeric_limits<double>::infinity();
+  for_each_token(logits, allowed, [&](TokenId, float logit) {
+    if (logit > top) {
+      top = logit;
+    }
+  });
+  if (!std::isfinite(top)) {
+    return top;
+  }
+  double sum = 0;
+  for_each_token(logits, allowed, [&](TokenId, float logit) {
+    if (!std::isnan(logit)) {
+      sum += std::exp(static_cast<double>(logit) - top);
+    }
+  });
+  return top + std::log(sum);
+}
+
+double log_share(float logit, double total) {
+  if (std::isnan(logit)) {
+    return -std::numeric_limits<double>::infinity();
+  }
+  return std::isfinite(total) ? static_cast<double>(logit) - total : 0.0;
+}
+
+class TokenLoop {
+ public:
+  TokenLoop(EngineSession& session, const GenerateOptions& options)
+      : session_(session), options_(options) {
+    const auto room = static_cast<std::size_t>(options.max_gen_len) + options.prefix.size();
+    generated_.ids.reserve(room);
+    pending_.reserve(room + 1);
+    if (options.detail != StepDetail::kNone) {
+      generated_.steps.reserve(room);
+    }
+  }
+
+  GeneratedTokens run() {
+    begin();
+    generated_.stop = StopReason::kMaxTokens;
+    while (tokens_left() > 0) {
+      const bool goes_on = options_.constraint != nullptr ? constrained() : ask(nullptr);
+      if (!goes_on) {
+        break;
+      }
+    }
+    return std::move(generated_);
+  }
+
+ private:
+  std::int64_t tokens_left() const { return options_.max_gen_len - 1 - std::ssize(generated_.ids); }
+
+  void begin() {
+    const std::int64_t fed = session_.position();
+    NEEDLE_CHECK(fed <= std::ssize(options_.prefix),
+                 "the session was fed {} tokens; eos and a prefix of {} leave nothing to ask", fed,
+                 options_.prefix.size());
+    pending_.push_back(kEosId);
+    pending_.insert(pending_.end(), options_.prefix.begin(), options_.prefix.end());
+    pending_.erase(pending_.begin(), pending_.begin() + fed);
+    for (const TokenId id : options_.prefix) {
+      watch_settled(id);
+      generated_.ids.push_back(id);
+      if (options_.constraint != nullptr) {
+        options_.constraint->accept(id);
+      }
+    }
+  }
+
+  bool constrained() {
+    const std::span<const TokenId> forced = options_.constraint->forced(tokens_left());
+    if (forced.empty()) {
+      const TokenSet* const allowed = options_.constraint->allowed(tokens_left());
+      if (allowed != nullptr && allowed->count() == 1) {
+        TokenId only = 0;
+        allowed->for_each([&only](TokenId id) { only = id; });
+        return force(only);
+      }
+      return ask(allowed);
+    }
+    run_.assign(forced.begin(), forced.end());  // accept() may move what `forced` shows
+    for (const TokenId id : run_) {
+      if (tokens_left() <= 0 || !force(id)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool force(TokenId id) {
+    ++generated_.forced_tokens;
+    watch_settled(id);
+    if (options_.detail != StepDetail::kNone) {
+      TokenStep step{.id = id, .forced = true, .allowed_tokens = 1};
+      if (options_.detail == StepDetail::kTrace) {
+        const std::span<const float> logits = feed_pending(nullptr);
+        const double total = log_sum(logits, nullptr);
+        const double own = log_share(logits[static_cast<std::size_t>(id)], total);
+        step.outside = std::max(0.0, 1 - std::exp(own));
+        add_alternatives(step, logits, nullptr, total, [id](TokenId other) { return other == id; });
+      }
+      generated_.steps.push_back(std::move(step));
+    }
+    return take(id);
+  }
+
+  bool ask(const TokenSet* allowed) {
+    const bool all = options_.detail == StepDetail::kTrace;
+    const std::span<const float> logits = feed_pending(all ? nullptr : allowed);
+    check_size(logits, allowed);
+    const TokenId id = best_token(logits, allowed);
+    ++generated_.chosen_tokens;
+    if (options_.detail != StepDetail::kNone) {
+      record(id, logits, allowed);
+    }
+    return take(id);
+  }
+
+  void record(TokenId id, std::span<const float> logits, const TokenSet* allowed) {
+    const double among = log_sum(logits, allowed);
+    const auto logit = [&](TokenId token) { return logits[static_cast<std::size_t>(token)]; };
+    TokenStep step{.id = id,
+                   .allowed_tokens = allowed != nullptr ? allowed->count() : std::ssize(logits),
+                   .log_probability = log_share(logit(id), among)};
+    if (watching_ && next_watched() != id) {
+      const TokenId other = next_watched();
+      const bool possible = allowed == nullptr || allowed->contains(other);
+      generated_.watched_log_probability +=
+          possible ? log_share(logit(other), among) : -std::numeric_limits<double>::infinity();
+      watching_ = false;
+    } else if (watching_) {
+      generated_.watched_log_probability += step.log_probability;
+      ++watched_;
+    }
+    if (options_.detail == StepDetail::kTrace) {
+      const double total = log_sum(logits, nullptr);
+      step.outside = std::max(0.0, 1 - std::exp(among - total));
+      add_alternatives(step, logits, nullptr, total, [&](TokenId other) {
+        return allowed == nullptr || allowed->contains(other);
+      });
+    } else {
+      add_alternatives(step, logits, allowed, among, [](TokenId) { return true; });
+    }
+    generated_.steps.push_back(std::move(step));
+  }
+
+  template <typename IsAllowed>
+  void add_alternatives(TokenStep& step, std::span<const float> logits, const TokenSet* among,
+                        double total, IsAllowed is_allowed) const {
+    const auto most = static_cast<std::size_t>(std::max<std::int64_t>(0, options_.alternatives));
+    if (most == 0) {
+      return;
+    }
+    const auto better = [](const TokenAlternative& a, const TokenAlternative& b) {
+      return a.log_probability > b.log_probability ||
+             (a.log_probability == b.log_probability && a.id < b.id);
+    };
+    for_each_token(logits, among, [&](TokenId id, float logit) {
+      if (id == step.id || std::isnan(logit)) {
+        return;
+      }
+      const TokenAlternative candidate{.id = id, .log_probability = log_share(logit, total)};
+      if (step.alternatives.size() == most && !better(candidate, step.alternatives.back())) {
+        return;
+      }
+      if (step.alternatives.size() == most) {
+        step.alternatives.pop_back();
+      }
+      step.alternatives.insert(std::ranges::upper_bound(step.alternatives, candidate, better),
+                               candidate);
+    });
+    for (TokenAlternative& alternative : step.alternatives) {
+      alternative.allowed = is_allowed(alternative.id);
+    }
+  }
+
+  TokenId next_watched() const {
+    return watched_ < options_.watched.size() ? options_.watched[watched_] : kEosId;
+  }
+
+  // A token that nobody chose.
+  void watch_settled(TokenId id) {
+    if (!watching_) {
+      return;
+    }
+    if (next_watched() == id) {
+      ++watched_;
+    } else {
+      generated_.watched_log_probability = -std::numeric_limits<double>::infinity();
+      watching_ = false;
+    }
+  }
+
+  std::span<const float> feed_pending(const TokenSet* wanted) {
+    if (!pending_.empty()) {
+      logits_ = session_.feed(pending_, wanted);
+      pending_.clear();
+    }
+    return logits_;
+  }
+
+  bool take(TokenId id) {
+    if (id == kEosId) {
+      generated_.stop = StopReason::kEos;
+      return false;
+    }
+    if (options_.constraint != nullptr) {
+      options_.constraint->accept(id);
+    }
+    generated_.ids.push_back(id);
+    pending_.push_back(id);
+    if (options_.on_token && !options_.on_token(id)) {
+      generated_.stop = StopReason::kCancelled;
+      return false;
+    }
+    return true;
+  }
+
+  EngineSession& session_;
+  const GenerateOptions& options_;
+  GeneratedTokens generated_;
+  std::vector<TokenId> pending_;   // taken, not fed yet
+  std::vector<TokenId> run_;       // of forced tokens
+  std::span<const float> logits_;  // after all that was fed
+  std::size_t watched_ = 0;        // tokens of options_.watched that came
+  bool watching_ = true;
+};
+
+}  // namespace
+
+TokenId best_token(std::span<const float> logits, const TokenSet* allowed) {
+  std::optional<TokenId> best;
+  bool any = false;
+  float top = 0;
+  for_each_token(logits, allowed, [&](TokenId id, float logit) {
+    any = true;
+    if (best ? logit > top : !std::isnan(logit)) {
+      best = id;
+      top = logit;
+    }
+  });
+  NEEDLE_CHECK(any, "the constraint allows no token");
+  if (!best) {
+    throw Error("no logit of the model is a number: its weights are damaged or have diverged");
+  }
+  return *best;
+}
+
+GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options) {
+  NEEDLE_CHECK(options.max_gen_len >= 1, "max_gen_len is {}; it must be positive",
+               options.max_gen_len);
+  return TokenLoop(session, options).run();
+}
+
+}  // namespace needle
