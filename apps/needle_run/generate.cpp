@@ -7,6 +7,7 @@
 
 #include "needle/calls/json_value.h"
 #include "needle/core/error.h"
+#include "needle/decode/trace.h"
 
 #include "apps/needle_run/commands.h"
 
@@ -20,13 +21,17 @@ struct GenerateCommand {
   CLI::Option* query_option = nullptr;
   std::string constrain = std::string(kConstrainNames.name(Constrain::kNames));
   std::int64_t max_gen_len = 512;
+  bool confidence = false;
+  bool trace = false;
+  std::int64_t n_best = 0;
   bool json = false;
   bool stream = false;
   bool no_stream = false;
 };
 
 // One line for machines. `calls` is null if the text is not JSON; numbers keep their digits.
-std::string json_line(const std::string& query, const CallResult& result) {
+std::string json_line(const std::string& query, const CallResult& result,
+                      const Tokenizer& tokenizer, bool trace) {
   JsonValue line = JsonValue::object();
   line.set("query", JsonValue::string(query));
   line.set("text", JsonValue::string(result.text));
@@ -34,10 +39,27 @@ std::string json_line(const std::string& query, const CallResult& result) {
   line.set("stop", JsonValue::string(std::string(kStopReasonNames.name(result.stop))));
   line.set("prompt_tokens", JsonValue::integer(std::ssize(result.prompt_ids)));
   line.set("tokens", JsonValue::integer(std::ssize(result.ids)));
+  line.set("forced_tokens", JsonValue::integer(result.forced_tokens));
   line.set("cut_query_tokens", JsonValue::integer(result.cut_query_tokens));
   line.set("cut_tools_tokens", JsonValue::integer(result.cut_tools_tokens));
   line.set("prefill_ms", JsonValue::number(1e3 * result.prefill_seconds));
   line.set("decode_ms", JsonValue::number(1e3 * result.decode_seconds));
+  if (result.confidence) {
+    line.set("confidence", to_json(*result.confidence, result, query));
+  }
+  if (!result.n_best.empty()) {
+    JsonValue answers = JsonValue::array();
+    for (const ScoredAnswer& answer : result.n_best) {
+      JsonValue entry = JsonValue::object();
+      entry.set("text", JsonValue::string(answer.text));
+      entry.set("probability", JsonValue::number(answer.probability));
+      answers.items().push_back(std::move(entry));
+    }
+    line.set("n_best", std::move(answers));
+  }
+  if (trace) {
+    line.set("trace", trace_json(result, tokenizer));
+  }
   return write_compact(line, JsonEscapes::kUtf8);
 }
 
@@ -68,7 +90,7 @@ void answer(const runtime::LoadedModel& model, const GenerateCommand& options, C
   }
   const CallResult result = model.call(request);
   if (options.json) {
-    std::cout << json_line(query, result) << std::endl;
+    std::cout << json_line(query, result, model.tokenizer(), options.trace) << std::endl;
     return;
   }
   // What was streamed has the names as the model writes them, in snake_case.
@@ -92,7 +114,11 @@ void generate(const GenerateCommand& options) {
   const CallRequest request{.query = {},
                             .tools_json = read_tools(options.tools),
                             .max_gen_len = options.max_gen_len,
-                            .constrain = *constrain};
+                            .constrain = *constrain,
+                            .detail = options.trace        ? StepDetail::kTrace
+                                      : options.confidence ? StepDetail::kConfidence
+                                                           : StepDetail::kNone,
+                            .n_best = options.n_best};
   const runtime::LoadedModel model = options.model.load();
   if (options.query_option->count() > 0) {
     answer(model, options, request, options.query);
@@ -122,9 +148,16 @@ void add_generate(CLI::App& app) {
   app.add_option("--max-gen-len", options->max_gen_len, "At most one token less than this")
       ->capture_default_str();
   app.add_flag("--json", options->json, "One JSON object a line");
+  app.add_flag("--confidence", options->confidence,
+               "How probable the answer, its calls and values are, and what no call is; as --json");
+  app.add_option("--n-best", options->n_best, "The N most probable answers, too; as --json")
+      ->check(CLI::Range(1, 100));
+  app.add_flag("--trace", options->trace,
+               "--confidence and what could follow at each token, slower; as --json");
   app.add_flag("--stream", options->stream, "Print while generating, also into a pipe");
   app.add_flag("--no-stream", options->no_stream, "Print complete answers, also on a terminal");
   app.final_callback([options, &app] {
+    options->json |= options->confidence || options->trace || options->n_best > 0;
     if (app.get_subcommands().empty()) {
       generate(*options);
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -10,8 +11,8 @@
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/thread_pool.h"
-#include "needle/decode/argmax.h"
 #include "needle/decode/byte_piece.h"
+#include "needle/decode/n_best.h"
 #include "needle/decode/name_constraint.h"
 
 namespace needle {
@@ -98,6 +99,30 @@ std::string plain_tools(const std::string& tools_json) {
   return write_compact(JsonValue::array(std::move(declared)));
 }
 
+// What a model says that calls nothing.
+std::vector<TokenId> no_call_ids(const Tokenizer& tokenizer) {
+  std::vector<TokenId> ids = tokenizer.encode("[]");
+  ids.insert(ids.begin(), kToolCallId);
+  return ids;
+}
+
+template <typename Answer>
+std::vector<ScoredAnswer> scored_answers(const NBest& best, Answer answer) {
+  std::vector<ScoredAnswer> scored;
+  for (const ScoredTokens& tokens : best.answers) {
+    const std::string text = answer(tokens.ids);
+    const double probability = std::exp(tokens.log_probability);
+    const auto same = std::ranges::find(scored, text, &ScoredAnswer::text);
+    if (same != scored.end()) {
+      same->probability += probability;
+    } else {
+      scored.push_back({.text = text, .probability = probability});
+    }
+  }
+  std::ranges::stable_sort(scored, std::ranges::greater(), &ScoredAnswer::probability);
+  return scored;
+}
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -142,6 +167,15 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
                        reference ? DeclaredKeys::kReference : DeclaredKeys::kSchema);
     options.constraint = &*constraint;
   }
+  const std::unique_ptr<Constraint> fresh =
+      request.n_best > 0 && constraint ? constraint->clone() : nullptr;
+  options.detail = request.detail;
+  options.alternatives = request.alternatives;
+  std::vector<TokenId> no_call;
+  if (request.detail != StepDetail::kNone) {
+    no_call = no_call_ids(tokenizer_);
+    options.watched = no_call;
+  }
   TextStream stream(tokenizer_, request.on_text);
   if (request.on_text) {
     options.on_token = [&stream](TokenId token) { return stream.add(token); };
@@ -157,13 +191,30 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   if (request.on_text && generated.stop != StopReason::kCancelled) {
     stream.finish();
   }
+  const auto raw_text = [&](std::span<const TokenId> ids) {
+    return without_tool_call(tokenizer_.decode(ids));
+  };
+  const auto own_names = [&](std::string text) {
+    return tools.original_by_snake.empty()
+               ? text
+               : replace_invalid_utf8(restore_tool_names(text, tools, prompt_.json_escapes));
+  };
+  if (request.detail != StepDetail::kNone) {
+    result.confidence = answer_confidence(tokenizer_.decode(generated.ids),
+                                          token_ends(tokenizer_, generated.ids), generated);
+  }
   result.ids = std::move(generated.ids);
+  result.steps = std::move(generated.steps);
+  result.forced_tokens = generated.forced_tokens;
+  result.chosen_tokens = generated.chosen_tokens;
   result.stop = generated.stop;
-  result.raw_text = without_tool_call(tokenizer_.decode(result.ids));
-  result.text = result.raw_text;
-  if (!tools.original_by_snake.empty()) {
-    result.text =
-        replace_invalid_utf8(restore_tool_names(result.raw_text, tools, prompt_.json_escapes));
+  result.raw_text = raw_text(result.ids);
+  result.text = own_names(result.raw_text);
+  if (request.n_best > 0 && result.stop != StopReason::kCancelled) {
+    result.n_best =
+        scored_answers(n_best_tokens(*session, fresh.get(),
+                                     {.count = request.n_best, .max_gen_len = options.max_gen_len}),
+                       [&](std::span<const TokenId> ids) { return own_names(raw_text(ids)); });
   }
   return result;
 }

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "needle/calls/tool_name.h"
+#include "needle/decode/confidence.h"
 #include "needle/decode/engine.h"
 #include "needle/decode/token_loop.h"
 #include "needle/text/prompt.h"
@@ -29,10 +31,20 @@ struct CallRequest {
   std::string tools_json;          // any style that parse_tools reads; else it is used as it is
   std::int64_t max_gen_len = 512;  // also bounded by the prompt config's max_dec_len
   Constrain constrain = Constrain::kNames;
-  bool normalize_names = true;  // false: the tools as written, the text as generated
+  // kConfidence gives `confidence` and `steps` at little cost; kTrace asks the model for all logits
+  // of every token, forced ones too.
+  StepDetail detail = StepDetail::kNone;
+  std::int64_t alternatives = 3;  // other tokens kept of each step, with a detail
+  std::int64_t n_best = 0;        // most probable answers to look for besides `text`
+  bool normalize_names = true;    // false: the tools as written, the text as generated
   // Streaming: new text, whole characters only, names as generated. All pieces together are
   // CallResult::raw_text.
   std::function<bool(std::string_view text)> on_text;  // false cancels
+};
+
+struct ScoredAnswer {
+  std::string text;        // with the tools' own names
+  double probability = 0;  // among what the constraint allowed, spellings of one text together
 };
 
 struct CallResult {
@@ -43,8 +55,13 @@ struct CallResult {
   StopReason stop = StopReason::kEos;
   std::int64_t cut_query_tokens = 0;
   std::int64_t cut_tools_tokens = 0;
+  std::int64_t forced_tokens = 0;  // of ids and eos: came without asking the model
+  std::int64_t chosen_tokens = 0;
+  std::vector<TokenStep> steps;                // with a detail: one a token, eos included
+  std::optional<AnswerConfidence> confidence;  // with a detail
+  std::vector<ScoredAnswer> n_best;            // best first
   double prefill_seconds = 0;
-  double decode_seconds = 0;
+  double decode_seconds = 0;  // of the answer, without n_best
 };
 
 // Everything that serving needs besides an engine. Safe from several threads.

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "needle/core/error.h"
-#include "needle/decode/argmax.h"
 #include "needle/model/eval_scope.h"
 #include "needle/model/tensor_view.h"
 

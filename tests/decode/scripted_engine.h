@@ -25,7 +25,7 @@ class ScriptedSession : public EngineSession {
       logits_[id] = -static_cast<float>(id) / static_cast<float>(logits_.size());
     }
     const std::size_t turn = fed_.size() - 1;
-    logits_[static_cast<std::size_t>(turn < script_.size() ? script_[turn] : kEosId)] = 1;
+    logits_[static_cast<std::size_t>(turn < script_.size() ? script_[turn] : kEosId)] = 20;
     return logits_;
   }
   std::int64_t position() const override { return static_cast<std::int64_t>(fed_.size()); }

@@ -1,0 +1,274 @@
+#include "needle/decode/grounding.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "needle/calls/utf8.h"
+
+namespace needle {
+namespace {
+
+std::uint32_t folded(std::uint32_t c) {
+  const bool ascii = c >= 'A' && c <= 'Z';
+  const bool latin = c >= 0xC0 && c <= 0xDE && c != 0xD7;
+  const bool greek = c >= 0x391 && c <= 0x3A9 && c != 0x3A2;
+  const bool cyrillic = c >= 0x410 && c <= 0x42F;
+  if (ascii || latin || greek || cyrillic) {
+    return c + 0x20;
+  }
+  return c >= 0x400 && c <= 0x40F ? c + 0x50 : c;
+}
+
+bool is_space(std::uint32_t c) { return c == ' ' || (c >= '\t' && c <= '\r') || c == 0xA0; }
+
+// Beyond ASCII everything but spaces and common punctuation counts as part of a word.
+bool is_word(std::uint32_t c) {
+  const bool punctuation = (c >= 0x2000 && c <= 0x206F) || (c >= 0x3000 && c <= 0x303F) ||
+                           (c >= 0x80 && c <= 0xBF) || (c >= 0xFF00 && c <= 0xFF0F);
+  const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+  return letter || (c >= '0' && c <= '9') || c == '_' || (c > 0x7F && !punctuation);
+}
+
+bool is_boundary(std::uint32_t before, std::uint32_t after) {
+  return is_word(before) != is_word(after) || (is_word(before) && (before > 0x7F || after > 0x7F));
+}
+
+// visit(code point, begin, end) for each character; a broken byte is U+FFFD.
+template <typename Visit>
+void for_each_character(std::string_view text, Visit visit) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = utf8_length_at(text, at);
+    const std::uint32_t c = length == 0 ? 0xFFFD : utf8_code_point_at(text, at);
+    const std::size_t end = at + std::max<std::size_t>(1, length);
+    visit(c, at, end);
+    at = end;
+  }
+}
+
+}  // namespace
+
+QuerySpans::QuerySpans(std::string_view query) {
+  for_each_character(query, [this](std::uint32_t c, std::size_t begin, std::size_t end) {
+    if (is_space(c) && !characters_.empty() && characters_.back().folded == ' ') {
+      characters_.back().end = end;
+    } else {
+      characters_.push_back({.folded = is_space(c) ? ' ' : folded(c), .begin = begin, .end = end});
+    }
+  });
+  const std::size_t count = characters_.size();
+  const auto at = [&](std::size_t i) { return i < count ? characters_[i].folded : ' '; };
+  ends_.resize(count + 1);
+  for (std::size_t i = 0; i <= count; ++i) {
+    const bool boundary = is_boundary(i == 0 ? ' ' : at(i - 1), at(i));
+    if (boundary && i < count && is_word(at(i))) {
+      starts_.push_back(static_cast<std::uint32_t>(i));
+    }
+    ends_[i] = boundary && i > 0 && is_word(at(i - 1));
+  }
+  to_an_end_.resize(count + 1);
+  for (std::size_t i = count + 1; i-- > 0;) {
+    to_an_end_[i] = ends_[i] || i == count ? 0 : to_an_end_[i + 1] + 1;
+  }
+}
+
+QuerySpans::State QuerySpans::start() const { return starts_; }
+
+QuerySpans::State QuerySpans::advance(const State& state, std::uint32_t code_point) const {
+  const std::uint32_t wanted = is_space(code_point) ? ' ' : folded(code_point);
+  // Behind the last word no span can end: such places are dead ends.
+  const auto last = std::find(ends_.rbegin(), ends_.rend(), true);
+  const auto limit = static_cast<std::size_t>(ends_.rend() - last);  // last end + 1
+  State next;
+  for (const std::uint32_t i : state) {
+    if (i + 1 < limit && characters_[i].folded == wanted) {
+      next.push_back(i + 1);
+    }
+  }
+  return next;
+}
+
+bool QuerySpans::may_end(const State& state) const {
+  // A start is no end of an empty span: in "北京" the middle is both, so the empty path is known by
+  // being the whole of start().
+  return state != starts_ &&
+         std::ranges::any_of(state, [this](std::uint32_t i) { return ends_[i]; });
+}
+
+std::size_t QuerySpans::shortest_end(const State& state) const {
+  std::size_t shortest = 0;
+  bool any = false;
+  const bool at_start = state == starts_;
+  for (const std::uint32_t i : state) {
+    const std::size_t here = at_start ? to_an_end_[i + 1] + 1 : to_an_end_[i];
+    shortest = any ? std::min(shortest, here) : here;
+    any = true;
+  }
+  return shortest;
+}
+
+std::optional<TextRange> QuerySpans::find(std::string_view text) const {
+  State state = start();
+  std::size_t length = 0;
+  bool in_gap = false;
+  for_each_character(text, [&](std::uint32_t c, std::size_t, std::size_t) {
+    if (is_space(c) && in_gap) {
+      return;
+    }
+    in_gap = is_space(c);
+    state = advance(state, c);
+    ++length;
+  });
+  if (length == 0) {
+    return std::nullopt;
+  }
+  const auto end = std::ranges::find_if(state, [this](std::uint32_t i) { return ends_[i]; });
+  if (end == state.end()) {
+    return std::nullopt;
+  }
+  return TextRange{characters_[*end - length].begin, characters_[*end - 1].end};
+}
+
+namespace {
+
+struct Word {
+  std::string text;  // lower case
+  TextRange range;
+};
+
+// Runs of ASCII letters, and numbers in digits.
+std::vector<Word> words_of(std::string_view query) {
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  std::vector<Word> words;
+  for (std::size_t at = 0; at < query.size();) {
+    const std::size_t begin = at;
+    const bool after_word =
+        begin > 0 && is_word(static_cast<unsigned char>(query[begin - 1])) && query[begin] == '-';
+    const std::size_t digits = after_word ? 0 : json_number_length(query.substr(at));
+    if (digits > 0) {
+      at += digits;
+    } else {
+      while (at < query.size() && is_letter(query[at])) {
+        ++at;
+      }
+      if (at == begin) {
+        ++at;
+        continue;
+      }
+    }
+    Word word{.text = std::string(query.substr(begin, at - begin)), .range = {begin, at}};
+    std::ranges::transform(word.text, word.text.begin(), [](char c) {
+      return static_cast<char>(folded(static_cast<unsigned char>(c)));
+    });
+    words.push_back(std::move(word));
+  }
+  return words;
+}
+
+std::optional<double> small_number(std::string_view word) {
+  constexpr std::array<std::string_view, 20> kOnes = {
+      "zero",     "one",     "two",     "three",     "four",     "five",    "six",
+      "seven",    "eight",   "nine",    "ten",       "eleven",   "twelve",  "thirteen",
+      "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"};
+  constexpr std::array<std::string_view, 8> kTens = {"twenty", "thirty",  "forty",  "fifty",
+                                                     "sixty",  "seventy", "eighty", "ninety"};
+  if (const auto* found = std::ranges::find(kOnes, word); found != kOnes.end()) {
+    return static_cast<double>(found - kOnes.begin());
+  }
+  if (const auto* found = std::ranges::find(kTens, word); found != kTens.end()) {
+    return 10.0 * static_cast<double>(found - kTens.begin() + 2);
+  }
+  return std::nullopt;
+}
+
+double scale_of(std::string_view word) {
+  return word == "thousand" ? 1e3 : word == "million" ? 1e6 : word == "billion" ? 1e9 : 0;
+}
+
+// The longest number in words from `first` on; `used` is 0 if there is none.
+QueryNumber number_in_words(std::span<const Word> words, std::size_t& used) {
+  double total = 0;
+  double group = 0;       // below the next scale
+  double lowest = 1e300;  // what may follow must be smaller
+  used = 0;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i].text;
+    if (const auto small = small_number(word)) {
+      const double unit = *small >= 20 ? 10 : 1;
+      const bool fits = used == 0 || (*small > 0 && *small < lowest && lowest >= 10);
+      if (!fits || (lowest == 10 && *small >= 10)) {
+        break;
+      }
+      group += *small;
+      lowest = unit == 10 ? 10 : 1;
+    } else if (word == "hundred" && used > 0 && group > 0 && group < 10) {
+      group *= 100;
+      lowest = 100;
+    } else if (const double scale = scale_of(word); scale > 0 && used > 0 && group > 0) {
+      total += group * scale;
+      group = 0;
+      lowest = scale;
+    } else if (word == "and" && used > 0 && lowest >= 100 && i + 1 < words.size() &&
+               small_number(words[i + 1].text)) {
+      continue;
+    } else {
+      break;
+    }
+    used = i + 1;
+  }
+  if (used == 0) {
+    return {};
+  }
+  return {.value = total + group, .range = {words.front().range.begin, words[used - 1].range.end}};
+}
+
+}  // namespace
+
+std::vector<QueryNumber> numbers_of(std::string_view query) {
+  const std::vector<Word> words = words_of(query);
+  std::vector<QueryNumber> numbers;
+  for (std::size_t i = 0; i < words.size();) {
+    double value = 0;
+    const std::string& text = words[i].text;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool digits = text.front() == '-' || (text.front() >= '0' && text.front() <= '9');
+    if (digits && parsed.ec == std::errc()) {
+      numbers.push_back({.value = value, .range = words[i].range});
+      ++i;
+      continue;
+    }
+    std::size_t used = 0;
+    const QueryNumber number = number_in_words(std::span(words).subspan(i), used);
+    if (used > 0) {
+      numbers.push_back(number);
+    }
+    i += std::max<std::size_t>(1, used);
+  }
+  return numbers;
+}
+
+std::optional<TextRange> find_in_query(std::string_view query, const JsonValue& value) {
+  if (value.is_string()) {
+    return QuerySpans(query).find(value.as_string());
+  }
+  if (value.is_number()) {
+    for (const QueryNumber& number : numbers_of(query)) {
+      if (number.value == value.as_double()) {
+        return number.range;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+bool is_groundable(const JsonValue& schema) {
+  const JsonValue* const type = schema.find("type");
+  return type != nullptr && type->is_string() && type->as_string() == "string" &&
+         std::ranges::none_of(std::array{"enum", "const", "format", "pattern"},
+                              [&](const char* key) { return schema.find(key) != nullptr; });
+}
+
+}  // namespace needle

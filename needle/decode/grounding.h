@@ -1,0 +1,67 @@
+// Whether a value stands in the query: strings as a span of it, numbers in digits or in words.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "needle/calls/json_value.h"
+#include "needle/decode/call_spans.h"
+
+namespace needle {
+
+// The spans of one query as an automaton over characters: every path from start() to a state that
+// may end spells a span of whole words. Letter case does not matter (ASCII, Latin-1, Greek,
+// Cyrillic), nor how wide a gap is; quotes around a span are no part of it. Between two characters
+// of which one is not ASCII every place is a word boundary, so that languages without spaces work.
+// Immutable: safe from several threads. Memory is linear in the query.
+class QuerySpans {
+ public:
+  // Characters of the query read so far end before these, ascending.
+  using State = std::vector<std::uint32_t>;
+
+  explicit QuerySpans(std::string_view query);  // UTF-8; broken bytes match U+FFFD
+
+  State start() const;
+  // Where `code_point` leads; empty: no span goes on like this.
+  State advance(const State& state, std::uint32_t code_point) const;
+  bool may_end(const State& state) const;
+  // Characters to the nearest place where a span may end; 0 if it may end here. From every state
+  // that start() and advance() give there is one, unless it is empty.
+  std::size_t shortest_end(const State& state) const;
+
+  // The first place where `text` (UTF-8) stands, as bytes of the query; nothing if it does not.
+  std::optional<TextRange> find(std::string_view text) const;
+
+  bool empty() const { return starts_.empty(); }  // the query has no word
+
+ private:
+  struct Character {
+    std::uint32_t folded = 0;
+    std::size_t begin = 0, end = 0;  // bytes of the query
+  };
+  std::vector<Character> characters_;
+  State starts_;
+  std::vector<bool> ends_;              // by number of characters before
+  std::vector<std::size_t> to_an_end_;  // characters to the next end
+};
+
+// A number of the query, in digits ("2.5", "-3") or English words ("twenty five", "two hundred and
+// six").
+struct QueryNumber {
+  double value = 0;
+  TextRange range;
+};
+std::vector<QueryNumber> numbers_of(std::string_view query);
+
+// Bytes of the query that an argument's value comes from: a string as by QuerySpans, a number as by
+// numbers_of; nothing for other kinds and for what does not stand there.
+std::optional<TextRange> find_in_query(std::string_view query, const JsonValue& value);
+
+// A string parameter whose values have no form of their own (no enum, const, format or pattern):
+// such values are usually words of the query.
+bool is_groundable(const JsonValue& schema);
+
+}  // namespace needle
