@@ -49,7 +49,7 @@ std::string json_line(const std::string& query, const CallResult& result,
   }
   if (!result.n_best.empty()) {
     JsonValue answers = JsonValue::array();
-    for (const ScoredAnswer& answer : result.n_best) {
+    for (const RankedAnswer& answer : result.n_best) {
       JsonValue entry = JsonValue::object();
       entry.set("text", JsonValue::string(answer.text));
       entry.set("probability", JsonValue::number(answer.probability));

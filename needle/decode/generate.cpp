@@ -107,19 +107,19 @@ std::vector<TokenId> no_call_ids(const Tokenizer& tokenizer) {
 }
 
 template <typename Answer>
-std::vector<ScoredAnswer> scored_answers(const NBest& best, Answer answer) {
-  std::vector<ScoredAnswer> scored;
+std::vector<RankedAnswer> ranked_answers(const NBest& best, Answer answer) {
+  std::vector<RankedAnswer> scored;
   for (const ScoredTokens& tokens : best.answers) {
     const std::string text = answer(tokens.ids);
     const double probability = std::exp(tokens.log_probability);
-    const auto same = std::ranges::find(scored, text, &ScoredAnswer::text);
+    const auto same = std::ranges::find(scored, text, &RankedAnswer::text);
     if (same != scored.end()) {
       same->probability += probability;
     } else {
       scored.push_back({.text = text, .probability = probability});
     }
   }
-  std::ranges::stable_sort(scored, std::ranges::greater(), &ScoredAnswer::probability);
+  std::ranges::stable_sort(scored, std::ranges::greater(), &RankedAnswer::probability);
   return scored;
 }
 
@@ -212,7 +212,7 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   result.text = own_names(result.raw_text);
   if (request.n_best > 0 && result.stop != StopReason::kCancelled) {
     result.n_best =
-        scored_answers(n_best_tokens(*session, fresh.get(),
+        ranked_answers(n_best_tokens(*session, fresh.get(),
                                      {.count = request.n_best, .max_gen_len = options.max_gen_len}),
                        [&](std::span<const TokenId> ids) { return own_names(raw_text(ids)); });
   }

@@ -42,7 +42,7 @@ struct CallRequest {
   std::function<bool(std::string_view text)> on_text;  // false cancels
 };
 
-struct ScoredAnswer {
+struct RankedAnswer {
   std::string text;        // with the tools' own names
   double probability = 0;  // among what the constraint allowed, spellings of one text together
 };
@@ -59,7 +59,7 @@ struct CallResult {
   std::int64_t chosen_tokens = 0;
   std::vector<TokenStep> steps;                // with a detail: one a token, eos included
   std::optional<AnswerConfidence> confidence;  // with a detail
-  std::vector<ScoredAnswer> n_best;            // best first
+  std::vector<RankedAnswer> n_best;            // best first
   double prefill_seconds = 0;
   double decode_seconds = 0;  // of the answer, without n_best
 };
