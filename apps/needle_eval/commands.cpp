@@ -78,6 +78,11 @@ void add_model_options(CLI::App& command, EvalModelOptions& options) {
   command.add_option("--embedding", options.embedding, "The same for its embedding")
       ->check(CLI::IsMember({"none", "int4", "int8"}))
       ->capture_default_str();
+  command
+      .add_option("--numerics", options.numerics,
+                  "How the runtime computes a .needle file: int8 as needle-run does, or float")
+      ->check(CLI::IsMember({"int8", "float"}))
+      ->capture_default_str();
   command.add_flag("--libtorch", options.libtorch,
                    "Compute a .needle file with LibTorch, not the runtime: same weights, other "
                    "program");

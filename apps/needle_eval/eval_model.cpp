@@ -16,8 +16,8 @@ EvalModel open_model(const EvalModelOptions& options) {
     }
   }
   if (weights_file && !options.libtorch) {
-    const auto loaded =
-        std::make_shared<const runtime::LoadedModel>(runtime::LoadedModel::load(path));
+    const auto loaded = std::make_shared<const runtime::LoadedModel>(runtime::LoadedModel::load(
+        path, {.numerics = *runtime::kNumericsNames.parse(options.numerics)}));
     model.owner = loaded;
     model.engine = &loaded->engine();
     model.tokenizer = &loaded->tokenizer();

@@ -4,111 +4,205 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "needle/core/error.h"
 #include "needle/core/json.h"
+#include "needle/core/progress.h"
 #include "needle/core/random.h"
 
 #include "apps/needle_run/commands.h"
+#include "apps/needle_run/random_weights.h"
 
 namespace needle {
 namespace {
 
 struct BenchOptions {
   ModelOptions model;
-  std::int64_t prompt_tokens = 200;
-  std::int64_t tokens = 30;
-  std::int64_t repeats = 5;
+  std::string random_weights;
+  std::int64_t repeats = 20;
   bool json = false;
 };
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+struct Metric {
+  std::string name;
+  double value = 0;
+  std::string_view meaning;
+};
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-// Largest resident size so far, 0 where the system does not tell.
-std::int64_t peak_resident_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmHWM:")) {
-      return 1024 * std::stoll(line.substr(6));
+// What the process has for itself, mapped files left out; 0 where the system does not tell.
+double anonymous_megabytes() {
+  std::ifstream maps("/proc/self/smaps_rollup");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.starts_with("Anonymous:")) {
+      return static_cast<double>(std::stoll(line.substr(10))) * 1024 / 1e6;
     }
   }
   return 0;
 }
 
-void bench(const BenchOptions& options) {
-  if (options.prompt_tokens < 1 || options.tokens < 1 || options.repeats < 1) {
-    throw ConfigError("--prompt-tokens, --tokens and --repeats: expected at least 1");
-  }
-  const auto load_start = std::chrono::steady_clock::now();
-  const runtime::LoadedModel model = options.model.load();
-  const double load_seconds = seconds_since(load_start);
+double quantile(std::vector<double> values, double share) {
+  std::ranges::sort(values);
+  const auto last = static_cast<double>(values.size() - 1);
+  return values[static_cast<std::size_t>(share * last + 0.5)];
+}
 
-  Random random(1);
-  const auto draw = [&] {
-    return static_cast<TokenId>(
-        random.below(static_cast<std::uint32_t>(model.engine().vocab_size())));
-  };
-  std::vector<TokenId> prompt(static_cast<std::size_t>(options.prompt_tokens));
-  std::ranges::generate(prompt, draw);
-  double prefill = 1e9;  // the best of all repeats: others use this machine, too
-  double decode = 1e9;
-  for (std::int64_t repeat = 0; repeat < options.repeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    const auto session = model.engine().start(prompt, options.tokens);
-    prefill = std::min(prefill, seconds_since(start));
-    const auto decode_start = std::chrono::steady_clock::now();
-    for (std::int64_t token = 0; token < options.tokens; ++token) {
-      session->step(draw());
-    }
-    decode = std::min(decode, seconds_since(decode_start));
+// Times of one engine, each the median of the repeats.
+class EngineBench {
+ public:
+  EngineBench(const Engine& engine, std::int64_t repeats) : engine_(engine), repeats_(repeats) {}
+
+  std::vector<TokenId> prompt(std::int64_t count) {
+    std::vector<TokenId> tokens(static_cast<std::size_t>(count));
+    std::ranges::generate(tokens, [&] { return draw(); });
+    return tokens;
   }
-  const double prefill_rate = static_cast<double>(options.prompt_tokens) / prefill;
-  const double decode_rate = static_cast<double>(options.tokens) / decode;
+
+  // Encoder and cross keys and values; then the first `steps` tokens, if any.
+  std::vector<double> starts(std::int64_t tokens, std::int64_t steps) {
+    std::vector<double> times;
+    for (std::int64_t repeat = 0; repeat < repeats_; ++repeat) {
+      const auto input = prompt(tokens);
+      const auto start = Clock::now();
+      const auto session = engine_.start(input, std::max<std::int64_t>(steps, 1));
+      for (std::int64_t step = 0; step < steps; ++step) {
+        session->step(draw());
+      }
+      times.push_back(milliseconds_since(start));
+    }
+    return times;
+  }
+
+  double decode_rate(std::int64_t tokens, std::int64_t steps) {
+    const auto session = engine_.start(prompt(tokens), steps);
+    std::vector<double> times;
+    for (std::int64_t repeat = 0; repeat < repeats_; ++repeat) {
+      session->rewind(0);
+      const auto start = Clock::now();
+      for (std::int64_t step = 0; step < steps; ++step) {
+        session->step(draw());
+      }
+      times.push_back(milliseconds_since(start));
+    }
+    return 1e3 * static_cast<double>(steps) / quantile(times, 0.5);
+  }
+
+ private:
+  TokenId draw() {
+    return static_cast<TokenId>(random_.below(static_cast<std::uint32_t>(engine_.vocab_size())));
+  }
+
+  const Engine& engine_;
+  std::int64_t repeats_;
+  Random random_{1};
+};
+
+// What is measured: a named file with all that serving needs, or random weights alone.
+struct Subject {
+  std::optional<runtime::LoadedModel> model;
+  std::unique_ptr<runtime::RuntimeEngine> random;
+  double load_ms = 0;
+  std::uint64_t file_bytes = 0;
+
+  const runtime::RuntimeEngine& engine() const { return model ? model->engine() : *random; }
+};
+
+Subject open(const BenchOptions& options) {
+  Subject subject;
+  if (options.random_weights.empty()) {
+    subject.file_bytes = options.model.load().file_bytes();  // reads the file once: then it is warm
+    const auto start = Clock::now();
+    subject.model = options.model.load();
+    subject.load_ms = milliseconds_since(start);
+    return subject;
+  }
+  const auto file = random_weights(options.random_weights);
+  const auto start = Clock::now();
+  subject.random = std::make_unique<runtime::RuntimeEngine>(
+      runtime::Model::load(file, *runtime::kNumericsNames.parse(options.model.numerics)),
+      runtime::EngineOptions{.threads = options.model.threads});
+  subject.load_ms = milliseconds_since(start);
+  subject.file_bytes = file->size_bytes();
+  return subject;
+}
+
+std::vector<Metric> measure(const Subject& subject, std::int64_t repeats) {
+  EngineBench bench(subject.engine(), repeats);
+  Progress progress("bench", 7, "measurements");
+  std::vector<Metric> metrics;
+  const auto add = [&](std::string name, double value, std::string_view meaning) {
+    metrics.push_back({std::move(name), value, meaning});
+    progress.set(metrics.size());
+  };
+  bench.starts(256, 2);  // wakes threads and clock
+  for (const std::int64_t tokens : {64, 256, 1024}) {
+    add(format("prefill_tok_s_{}", tokens),
+        1e3 * static_cast<double>(tokens) / quantile(bench.starts(tokens, 0), 0.5),
+        "prompt tokens a second: encoder and cross keys and values");
+  }
+  add("decode_tok_s", bench.decode_rate(256, 64), "answer tokens a second, prompt of 256");
+  add("ttft_ms_256", quantile(bench.starts(256, 1), 0.5), "first logits of a prompt of 256");
+  const std::vector<double> calls = bench.starts(200, 30);
+  add("call_ms_200_30", quantile(calls, 0.5), "a call of 200 + 30 tokens, median");
+  add("call_p95_ms_200_30", quantile(calls, 0.95), "the same, 95th percentile");
+  add("load_ms", subject.load_ms, "opening the file again, its pages in memory");
+  add("file_mb", static_cast<double>(subject.file_bytes) / 1e6, "size of the file");
+  const auto session = subject.engine().start(bench.prompt(1024), 64);
+  add("anon_mb", anonymous_megabytes(), "memory of its own with one session of 1024 tokens");
+  return metrics;
+}
+
+void bench(const BenchOptions& options) {
+  if (options.repeats < 1) {
+    throw ConfigError("--repeats: expected at least 1");
+  }
+  const Subject subject = open(options);
+  const std::vector<Metric> metrics = measure(subject, options.repeats);
   if (options.json) {
-    std::cout << Json({{"kernels", model.engine().kernel_name()},
-                       {"threads", options.model.threads},
-                       {"load_ms", 1e3 * load_seconds},
-                       {"prompt_tokens", options.prompt_tokens},
-                       {"prefill_tokens_per_second", prefill_rate},
-                       {"tokens", options.tokens},
-                       {"decode_tokens_per_second", decode_rate},
-                       {"call_ms", 1e3 * (prefill + decode)},
-                       {"file_bytes", model.file_bytes()},
-                       {"peak_resident_bytes", peak_resident_bytes()}})
-                     .dump()
-              << std::endl;
+    for (const Metric& metric : metrics) {
+      std::cout << Json({{"metric", metric.name},
+                         {"threads", options.model.threads},
+                         {"value", metric.value},
+                         {"kernels", subject.engine().kernel_name()},
+                         {"numerics", options.model.numerics}})
+                       .dump()
+                << '\n';
+    }
+    std::cout << std::flush;
     return;
   }
-  std::cout << format(
-      "kernels  {}, {} thread(s)\n"
-      "load     {:.0f} ms from {:.2f} MB\n"
-      "prefill  {:.0f} tokens/s ({} tokens)\n"
-      "decode   {:.0f} tokens/s ({} tokens)\n"
-      "call     {:.1f} ms in all\n"
-      "memory   {:.0f} MB resident at most\n",
-      model.engine().kernel_name(), options.model.threads, 1e3 * load_seconds,
-      static_cast<double>(model.file_bytes()) / 1e6, prefill_rate, options.prompt_tokens,
-      decode_rate, options.tokens, 1e3 * (prefill + decode),
-      static_cast<double>(peak_resident_bytes()) / 1e6);
+  std::cout << format("kernels {}, {}, {} thread(s), medians of {}\n",
+                      subject.engine().kernel_name(), options.model.numerics, options.model.threads,
+                      options.repeats);
+  for (const Metric& metric : metrics) {
+    std::cout << format("{:<20} {:>10.2f}   {}\n", metric.name, metric.value, metric.meaning);
+  }
+  std::cout << std::flush;
 }
 
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
-  auto* command =
-      app.add_subcommand("bench", "Measure load time, speed and memory on this machine");
+  auto* command = app.add_subcommand("bench", "Measure speed, load time and memory here");
   options->model.add_to(*command);
-  command->add_option("--prompt-tokens", options->prompt_tokens, "Tokens encoded")
+  command->add_option("--random-weights", options->random_weights,
+                      "Instead of a model: random weights of this shape (configs/model/*.json)");
+  command->add_option("--repeats", options->repeats, "Repeats of each measurement; medians count")
       ->capture_default_str();
-  command->add_option("--tokens", options->tokens, "Tokens decoded")->capture_default_str();
-  command->add_option("--repeats", options->repeats, "The best of so many counts")
-      ->capture_default_str();
-  command->add_flag("--json", options->json, "One JSON object");
+  command->add_flag("--json", options->json, "One JSON object {metric, threads, value} a line");
+  command->footer(
+      "  needle-run bench --model model.needle --threads 2\n"
+      "  needle-run bench --random-weights configs/model/released.json --json");
   command->callback([options] { bench(*options); });
 }
 

@@ -15,6 +15,7 @@ namespace needle {
 struct ModelOptions {
   std::string model;
   std::size_t threads = 1;
+  std::string numerics = std::string(runtime::kNumericsNames.name(runtime::Numerics::kInt8));
 
   void add_to(CLI::App& command);
   // Throws ConfigError if no model was named.

@@ -15,13 +15,19 @@ void ModelOptions::add_to(CLI::App& command) {
   command.add_option("-m,--model", model, "Weights file (.needle), made by needle-export")
       ->envname("NEEDLE_MODEL");
   command.add_option("--threads", threads, "Threads; 0: one per core")->capture_default_str();
+  command
+      .add_option("--numerics", numerics,
+                  "int8: 8-bit activations, fast; float: token for token as LibTorch")
+      ->check(CLI::IsMember({"int8", "float"}))
+      ->capture_default_str();
 }
 
 runtime::LoadedModel ModelOptions::load() const {
   if (model.empty()) {
     throw ConfigError("--model is missing: give a .needle file (or set NEEDLE_MODEL)");
   }
-  return runtime::LoadedModel::load(model, {.threads = threads});
+  return runtime::LoadedModel::load(
+      model, {.threads = threads, .numerics = *runtime::kNumericsNames.parse(numerics)});
 }
 
 std::string read_tools(const std::string& argument) {
@@ -67,7 +73,7 @@ int main(int argc, char** argv) {
       "How fast it is here:\n"
       "  needle-run bench --model model.needle\n"
       "Tools: a JSON array; parameters flat ({\"time\": {\"type\": \"string\"}}) or JSON Schema.\n"
-      "NEEDLE_ISA=scalar|generic|avx2|avx512 forces one set of kernels.\n"
+      "NEEDLE_ISA=scalar|generic|avx2|avx512|avx512vnni forces one set of kernels.\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage.");
   needle::add_generate(app);
   needle::add_retrieve_command(app);

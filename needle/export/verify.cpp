@@ -140,13 +140,13 @@ VerifyReport verify_weights(const Needle& model, const std::filesystem::path& we
   assign_parameters(copy, parameters, "the exported model");
   const ModelEngine unquantized(copy);
   const ModelEngine deployed(deployed_model(weights_file));
-  const WeightsFile file(weights_file);
+  const auto file = std::make_shared<const WeightsFile>(weights_file);
   const runtime::RuntimeEngine tested(runtime::Model::load(file), {.threads = options.threads});
 
   const auto prompts = options.prompts.empty() ? random_prompts(config) : options.prompts;
   VerifyReport report{.prompts = std::ssize(prompts),
                       .tolerance = options.tolerance,
-                      .file_bytes = static_cast<std::int64_t>(file.size_bytes())};
+                      .file_bytes = static_cast<std::int64_t>(file->size_bytes())};
   Tally tally;
   for (const std::vector<TokenId>& prompt : prompts) {
     compare_prompt(unquantized, deployed, tested, prompt, options, report, tally);

@@ -35,7 +35,12 @@ struct EncoderPass {
         attended(floats(count * config.d_model)),
         hidden(floats(config.no_feedforward ? 0 : count * config.d_ff)),
         up(floats(config.no_feedforward ? 0 : count * config.d_ff)),
+        codes(tokens, std::max(config.d_model, config.no_feedforward ? 0 : config.d_ff)),
         cache(config, tokens) {}
+
+  Activations activations(const AlignedBuffer<float>& rows, std::int64_t width) {
+    return prepare(machine, model, view(rows, count, width), width, codes);
+  }
 
   void norm_rows(std::span<const float> factors) {
     const std::int64_t d = config.d_model;
@@ -49,7 +54,7 @@ struct EncoderPass {
   void self_attention(const AttentionLayer& layer, KeyMask mask) {
     const AttentionWeights& weights = layer.attention;
     norm_rows(layer.norm);
-    const ConstRows input = view(std::as_const(normed), count, config.d_model);
+    const Activations input = activations(normed, config.d_model);
     multiply(machine, weights.q_proj, input, view(q, count, config.d_model));
     multiply(machine, weights.k_proj, input, view(k, count, config.kv_dim()));
     multiply(machine, weights.v_proj, input, view(v, count, config.kv_dim()));
@@ -67,18 +72,18 @@ struct EncoderPass {
     });
     attend_rows(machine, config, cache, count, mask, view(std::as_const(q), count, config.d_model),
                 view(attended, count, config.d_model));
-    multiply(machine, weights.out_proj, view(std::as_const(attended), count, config.d_model),
+    multiply(machine, weights.out_proj, activations(attended, config.d_model),
              view(normed, count, config.d_model));
     add_gated(layer.gate, normed.data(), count * config.d_model, x.data());
   }
 
   void feed_forward(const FeedForwardLayer& layer) {
     norm_rows(layer.norm);
-    const ConstRows input = view(std::as_const(normed), count, config.d_model);
+    const Activations input = activations(normed, config.d_model);
     multiply(machine, layer.gate_proj, input, view(hidden, count, config.d_ff));
     multiply(machine, layer.up_proj, input, view(up, count, config.d_ff));
     activate(config.activation, up.data(), count * config.d_ff, hidden.data());
-    multiply(machine, layer.down_proj, view(std::as_const(hidden), count, config.d_ff),
+    multiply(machine, layer.down_proj, activations(hidden, config.d_ff),
              view(attended, count, config.d_model));
     add_gated(layer.gate, attended.data(), count * config.d_model, x.data());
   }
@@ -89,6 +94,7 @@ struct EncoderPass {
   std::int64_t count;  // T
   RopeTable rope;
   AlignedBuffer<float> x, normed, q, k, v, attended, hidden, up;
+  Int8Buffer codes;
   KvCache cache;
 };
 
@@ -146,12 +152,16 @@ std::vector<float> embed(const Machine& machine, const Model& model,
   }
   std::vector<float> hidden(model.contrastive_bias.size());
   std::vector<float> embedding(static_cast<std::size_t>(config.contrastive_dim));
-  multiply(machine, model.contrastive_hidden, {pooled.data(), 1, config.d_model},
-           {hidden.data(), 1, std::ssize(hidden)});
+  Int8Buffer codes(1, config.d_model);
+  const auto row = [&](const std::vector<float>& values) {
+    return prepare(machine, model, {values.data(), 1, std::ssize(values)}, std::ssize(values),
+                   codes);
+  };
+  multiply(machine, model.contrastive_hidden, row(pooled), {hidden.data(), 1, std::ssize(hidden)});
   for (std::size_t i = 0; i < hidden.size(); ++i) {
     hidden[i] = std::max(hidden[i] + model.contrastive_bias[i], 0.0f);
   }
-  multiply(machine, model.contrastive_proj, {hidden.data(), 1, std::ssize(hidden)},
+  multiply(machine, model.contrastive_proj, row(hidden),
            {embedding.data(), 1, config.contrastive_dim});
   float squares = 0;
   for (const float value : embedding) {
@@ -171,7 +181,9 @@ std::unique_ptr<Request> start_request(const Machine& machine, const Model& mode
   request->prompt_mask = padding_mask(config, prompt);
   const AlignedBuffer<float> states = encode(machine, model, prompt);
   const std::int64_t count = std::ssize(prompt);
-  const ConstRows input = view(states, count, config.d_model);
+  Int8Buffer codes(count, config.d_model);
+  const Activations input =
+      prepare(machine, model, view(states, count, config.d_model), config.d_model, codes);
   AlignedBuffer<float> k = floats(count * config.kv_dim());
   AlignedBuffer<float> v = floats(count * config.kv_dim());
   for (std::size_t layer = 0; layer < model.decoder.size(); ++layer) {

@@ -24,14 +24,15 @@ void check_tokens(const ModelConfig& config, std::span<const TokenId> tokens) {
 class DecoderStep {
  public:
   DecoderStep(const Machine& machine, const Model& model, Request& request)
-      : machine_(machine), config_(model.config), request_(request) {}
+      : machine_(machine), model_(model), config_(model.config), request_(request) {}
 
   void self_attention(const AttentionLayer& layer, KvCache& cache) noexcept {
     const AttentionWeights& weights = layer.attention;
     rms_norm(layer.norm, request_.x.data(), request_.normed.data());
-    project(weights.q_proj, request_.normed, request_.q);
-    project(weights.k_proj, request_.normed, request_.k);
-    project(weights.v_proj, request_.normed, request_.v);
+    const Activations input = activations(request_.normed, config_.d_model);
+    multiply(machine_, weights.q_proj, input, row(request_.q));
+    multiply(machine_, weights.k_proj, input, row(request_.k));
+    multiply(machine_, weights.v_proj, input, row(request_.v));
     transform_queries(weights, &request_.rope);
     transform_heads(
         {.norm = weights.k_norm, .rope = &request_.rope, .first_position = request_.position},
@@ -49,16 +50,17 @@ class DecoderStep {
 
   void feed_forward(const FeedForwardLayer& layer) noexcept {
     rms_norm(layer.norm, request_.x.data(), request_.normed.data());
-    project(layer.gate_proj, request_.normed, request_.hidden);
-    project(layer.up_proj, request_.normed, request_.up);
+    const Activations input = activations(request_.normed, config_.d_model);
+    multiply(machine_, layer.gate_proj, input, row(request_.hidden));
+    multiply(machine_, layer.up_proj, input, row(request_.up));
     activate(config_.activation, request_.up.data(), config_.d_ff, request_.hidden.data());
     project(layer.down_proj, request_.hidden, request_.update);
     add_gated(layer.gate, request_.update.data(), config_.d_model, request_.x.data());
   }
 
-  void logits(const Model& model) noexcept {
-    rms_norm(model.decoder_norm, request_.x.data(), request_.normed.data());
-    project(model.embedding, request_.normed, request_.logits);
+  void logits() noexcept {
+    rms_norm(model_.decoder_norm, request_.x.data(), request_.normed.data());
+    project(model_.embedding, request_.normed, request_.logits);
   }
 
  private:
@@ -66,8 +68,12 @@ class DecoderStep {
     return {buffer.data(), 1, static_cast<std::int64_t>(buffer.size())};
   }
 
+  Activations activations(const AlignedBuffer<float>& from, std::int64_t width) {
+    return prepare(machine_, model_, {from.data(), 1, width}, width, request_.codes);
+  }
+
   void project(const Matrix& matrix, const AlignedBuffer<float>& from, AlignedBuffer<float>& to) {
-    multiply(machine_, matrix, {from.data(), 1, matrix.in()}, row(to));
+    multiply(machine_, matrix, activations(from, matrix.in()), row(to));
   }
 
   void transform_queries(const AttentionWeights& weights, const RopeTable* rope) {
@@ -86,6 +92,7 @@ class DecoderStep {
   }
 
   const Machine& machine_;
+  const Model& model_;
   const ModelConfig& config_;
   Request& request_;
 };
@@ -104,7 +111,7 @@ void decode_step(const Machine& machine, const Model& model, Request& request, T
     }
   }
   if (want_logits) {
-    step.logits(model);
+    step.logits();
   }
   ++request.position;
 }

@@ -9,7 +9,9 @@ namespace needle::runtime {
 namespace {
 
 constexpr float kNormEpsilon = 1e-6f;
-constexpr std::int64_t kQueryRows = 32;  // query positions of one head scored at a time
+constexpr std::int64_t kQuantizeWork = 4;  // of one float, for Machine::split
+constexpr std::int64_t kInt8Gain = 4;      // integer products in the time of a float's
+constexpr std::int64_t kQueryRows = 32;    // query positions of one head scored at a time
 
 // Eight sums side by side: one would wait for itself at every addition.
 float sum_of_squares(const float* x, std::size_t count) {
@@ -53,11 +55,48 @@ void attend_head(const Kernels& kernels, const KvCache& cache, std::int64_t kv_h
 
 }  // namespace
 
-void multiply(const Machine& machine, const Matrix& matrix, ConstRows x, Rows y) {
+Int8Buffer::Int8Buffer(std::int64_t rows, std::int64_t width) {
+  const std::int64_t groups = (width + kPanelGroup - 1) / kPanelGroup;
+  codes_ = AlignedBuffer<std::int8_t>(static_cast<std::size_t>(rows * groups * kPanelGroup));
+  scales_ = AlignedBuffer<float>(static_cast<std::size_t>(rows));
+  offsets_ = AlignedBuffer<std::int32_t>(static_cast<std::size_t>(rows * groups));
+}
+
+ConstInt8Rows Int8Buffer::quantize(const Machine& machine, ConstRows x, std::int64_t in) {
+  const std::int64_t groups = (in + kPanelGroup - 1) / kPanelGroup;
+  machine.split(x.count, in * kQuantizeWork, [&](std::int64_t begin, std::int64_t end) {
+    machine.kernels->quantize({x.data + begin * x.stride, end - begin, x.stride}, in,
+                              {.codes = codes_.data() + begin * groups * kPanelGroup,
+                               .scales = scales_.data() + begin,
+                               .offsets = offsets_.data() + begin * groups});
+  });
+  return {.codes = codes_.data(),
+          .scales = scales_.data(),
+          .offsets = offsets_.data(),
+          .count = x.count};
+}
+
+Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
+                    Int8Buffer& buffer) {
+  if (model.numerics == Numerics::kFloat) {
+    return {.x = x};
+  }
+  return {.x = x, .codes = buffer.quantize(machine, x, in)};
+}
+
+void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y) {
+  if (matrix.is_int4()) {
+    const Int4Matrix& w = matrix.int4();
+    machine.split(padded(w.out) / kPanelWidth, w.in * kPanelWidth * x.x.count / kInt8Gain,
+                  [&](std::int64_t begin, std::int64_t end) {
+                    machine.kernels->multiply_int4(w, x.codes, y, begin, end);
+                  });
+    return;
+  }
   const Panels panels = matrix.panels();
-  machine.split(padded(panels.out) / kPanelWidth, panels.in * kPanelWidth * x.count,
+  machine.split(padded(panels.out) / kPanelWidth, panels.in * kPanelWidth * x.x.count,
                 [&](std::int64_t begin, std::int64_t end) {
-                  machine.kernels->multiply(panels, x, y, begin, end);
+                  machine.kernels->multiply(panels, x.x, y, begin, end);
                 });
 }
 

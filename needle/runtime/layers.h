@@ -40,8 +40,31 @@ struct Machine {
   }
 };
 
+// Room for rows in 8 bits, made once and used by one multiplication after the other.
+class Int8Buffer {
+ public:
+  Int8Buffer() = default;
+  Int8Buffer(std::int64_t rows, std::int64_t width);
+  // Writes the codes of x [n, in], within the room, split over the machine's threads.
+  ConstInt8Rows quantize(const Machine& machine, ConstRows x, std::int64_t in);
+
+ private:
+  AlignedBuffer<std::int8_t> codes_;
+  AlignedBuffer<float> scales_;
+  AlignedBuffer<std::int32_t> offsets_;
+};
+
+// The same rows as every matrix that reads them wants them: in 8 bits if the model computes so.
+// x: [n, in]; the views must outlive it.
+struct Activations {
+  ConstRows x;
+  ConstInt8Rows codes{};  // of a model with Numerics::kInt8
+};
+Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
+                    Int8Buffer& buffer);
+
 // y = W x for every row. x: [n, in], y: [n, out].
-void multiply(const Machine& machine, const Matrix& matrix, ConstRows x, Rows y);
+void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y);
 
 // y = factors * x / sqrt(mean(x^2) + 1e-6); factors: [n], 1 + scale. y may be x.
 void rms_norm(std::span<const float> factors, const float* x, float* y) noexcept;

@@ -36,12 +36,12 @@ PromptConfig read_prompt_config(const WeightsFile& file) {
 }  // namespace
 
 struct LoadedModel::Impl {
-  Impl(const WeightsFile& file, const LoadOptions& options)
-      : tokenizer(read_tokenizer(file)),
-        prompt(read_prompt_config(file)),
-        config(file.config()),
-        file_bytes(file.size_bytes()),
-        engine(Model::load(file), {.threads = options.threads}),
+  Impl(std::shared_ptr<const WeightsFile> file, const LoadOptions& options)
+      : tokenizer(read_tokenizer(*file)),
+        prompt(read_prompt_config(*file)),
+        config(file->config()),
+        file_bytes(file->size_bytes()),
+        engine(Model::load(std::move(file), options.numerics), {.threads = options.threads}),
         caller(engine, tokenizer, prompt) {}
 
   Tokenizer tokenizer;
@@ -55,8 +55,10 @@ struct LoadedModel::Impl {
 LoadedModel::LoadedModel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 
 LoadedModel LoadedModel::load(const std::filesystem::path& path, const LoadOptions& options) {
-  const WeightsFile file(path, {.verify_checksums = options.verify_checksums});
-  return LoadedModel(std::make_shared<Impl>(file, options));
+  return LoadedModel(std::make_shared<Impl>(
+      std::make_shared<const WeightsFile>(
+          path, WeightsFileOptions{.verify_checksums = options.verify_checksums}),
+      options));
 }
 
 CallResult LoadedModel::generate(std::string_view query, std::string_view tools_json,

@@ -23,6 +23,7 @@ namespace needle::runtime {
 struct LoadOptions {
   std::size_t threads = 1;  // the calling one included; 0: one per core
   bool verify_checksums = true;
+  Numerics numerics = Numerics::kInt8;
 };
 
 // Movable. Immutable: its functions are safe from several threads.

@@ -1,8 +1,10 @@
 #include "needle/runtime/model.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "needle/core/error.h"
 
@@ -24,36 +26,66 @@ void read_sub_layer(const WeightsFile& file, const std::string& prefix, SubLayer
   layer.gate = 1.0f / (1.0f + std::exp(-file.vector(prefix + "gate")[0]));
 }
 
-AttentionLayer read_attention(const WeightsFile& file, const std::string& prefix) {
+AttentionLayer read_attention(const WeightsFile& file, const std::string& prefix,
+                              Numerics numerics) {
   AttentionLayer layer;
   read_sub_layer(file, prefix, layer);
   AttentionWeights& weights = layer.attention;
-  weights.q_proj = Matrix(file.matrix(prefix + "attention.q_proj.weight"));
-  weights.k_proj = Matrix(file.matrix(prefix + "attention.k_proj.weight"));
-  weights.v_proj = Matrix(file.matrix(prefix + "attention.v_proj.weight"));
-  weights.out_proj = Matrix(file.matrix(prefix + "attention.out_proj.weight"));
+  weights.q_proj = Matrix(file.matrix(prefix + "attention.q_proj.weight"), numerics);
+  weights.k_proj = Matrix(file.matrix(prefix + "attention.k_proj.weight"), numerics);
+  weights.v_proj = Matrix(file.matrix(prefix + "attention.v_proj.weight"), numerics);
+  weights.out_proj = Matrix(file.matrix(prefix + "attention.out_proj.weight"), numerics);
   weights.q_norm = norm_factors(file, prefix + "attention.q_norm.scale");
   weights.k_norm = norm_factors(file, prefix + "attention.k_norm.scale");
   return layer;
 }
 
 std::optional<FeedForwardLayer> read_feed_forward(const WeightsFile& file,
-                                                  const std::string& prefix) {
+                                                  const std::string& prefix, Numerics numerics) {
   if (file.model_config().no_feedforward) {
     return std::nullopt;
   }
   FeedForwardLayer layer;
   read_sub_layer(file, prefix, layer);
-  layer.gate_proj = Matrix(file.matrix(prefix + "feed_forward.gate_proj.weight"));
-  layer.up_proj = Matrix(file.matrix(prefix + "feed_forward.up_proj.weight"));
-  layer.down_proj = Matrix(file.matrix(prefix + "feed_forward.down_proj.weight"));
+  layer.gate_proj = Matrix(file.matrix(prefix + "feed_forward.gate_proj.weight"), numerics);
+  layer.up_proj = Matrix(file.matrix(prefix + "feed_forward.up_proj.weight"), numerics);
+  layer.down_proj = Matrix(file.matrix(prefix + "feed_forward.down_proj.weight"), numerics);
   return layer;
+}
+
+float bfloat16_at(const std::uint8_t* bytes, std::int64_t index) {
+  const auto bits = static_cast<std::uint32_t>(bytes[2 * index] | bytes[2 * index + 1] << 8) << 16;
+  return std::bit_cast<float>(bits);
+}
+
+// The three arrays of a 4-bit matrix, where they lie.
+Int4Matrix view_int4(const MatrixView& stored) {
+  const std::int64_t blocks = row_blocks(stored.rows);
+  const std::int64_t groups = column_groups(stored.cols);
+  const auto* const codes = reinterpret_cast<const std::uint8_t*>(stored.bytes.data());
+  const std::uint8_t* const steps = codes + blocks * groups * 256;
+  const Int4Matrix matrix{.in = stored.cols,
+                          .out = stored.rows,
+                          .codes = codes,
+                          .steps = steps,
+                          .units = steps + blocks * groups * kRowBlock};
+  for (std::int64_t row = 0; row < stored.rows; ++row) {
+    if (const float unit = bfloat16_at(matrix.units, row); !std::isfinite(unit)) {
+      throw FormatError(format("row {} of a matrix has the scale unit {}", row, unit));
+    }
+  }
+  return matrix;
 }
 
 }  // namespace
 
-Matrix::Matrix(const MatrixView& stored) : in_(stored.cols), out_(stored.rows) {
+Matrix::Matrix(const MatrixView& stored, Numerics numerics) : in_(stored.cols), out_(stored.rows) {
   const std::int64_t panels = row_blocks(out_);
+  if (numerics == Numerics::kInt8 && stored.encoding == WeightEncoding::kInt4 &&
+      in_ <= kMaxInt4Inputs) {
+    int4_ = view_int4(stored);
+    return;
+  }
   const auto size = static_cast<std::size_t>(panels * in_ * kPanelWidth);
   if (stored.encoding == WeightEncoding::kF32) {
     values_ = AlignedBuffer<float>(size);
@@ -94,6 +126,19 @@ Panels Matrix::panels() const {
 void Matrix::copy_row(std::int64_t row, float scale, std::span<float> to) const noexcept {
   const std::int64_t panel = row / kPanelWidth;
   const std::int64_t column = row % kPanelWidth;
+  if (is_int4()) {
+    const std::int64_t groups = column_groups(in_);
+    const float unit = bfloat16_at(int4_.units, row);
+    for (std::int64_t i = 0; i < in_; ++i) {
+      const std::int64_t group = panel * groups + i / kPanelGroup;
+      const std::int64_t at = i % kPanelGroup % 16;
+      const int both = int4_.codes[group * 256 + 64 * (at / 4) + 4 * column + at % 4];
+      const int code = (i % kPanelGroup < 16 ? both & 15 : both >> 4) - 8;
+      const float step = unit * static_cast<float>(int4_.steps[group * kPanelWidth + column]);
+      to[static_cast<std::size_t>(i)] = scale * (step * static_cast<float>(code));
+    }
+    return;
+  }
   const std::int64_t first = panel * in_ * kPanelWidth + column;
   if (values_.data() != nullptr) {
     for (std::int64_t i = 0; i < in_; ++i) {
@@ -109,27 +154,31 @@ void Matrix::copy_row(std::int64_t row, float scale, std::span<float> to) const 
   }
 }
 
-std::shared_ptr<const Model> Model::load(const WeightsFile& file) {
+std::shared_ptr<const Model> Model::load(std::shared_ptr<const WeightsFile> weights,
+                                         Numerics numerics) {
+  const WeightsFile& file = *weights;
   auto model = std::make_shared<Model>();
+  model->file = std::move(weights);
+  model->numerics = numerics;
   model->config = file.model_config();
-  model->embedding = Matrix(file.matrix("embedding.weight"));
+  model->embedding = Matrix(file.matrix("embedding.weight"), numerics);
   for (std::int64_t layer = 0; layer < model->config.num_encoder_layers; ++layer) {
     const std::string prefix = format("encoder.layers.{}.", layer);
-    model->encoder.push_back({.self = read_attention(file, prefix + "self_attn."),
-                              .ffn = read_feed_forward(file, prefix + "ffn.")});
+    model->encoder.push_back({.self = read_attention(file, prefix + "self_attn.", numerics),
+                              .ffn = read_feed_forward(file, prefix + "ffn.", numerics)});
   }
   model->encoder_norm = norm_factors(file, "encoder.final_norm.scale");
   for (std::int64_t layer = 0; layer < model->config.num_decoder_layers; ++layer) {
     const std::string prefix = format("decoder.layers.{}.", layer);
-    model->decoder.push_back({.self = read_attention(file, prefix + "self_attn."),
-                              .cross = read_attention(file, prefix + "cross_attn."),
-                              .ffn = read_feed_forward(file, prefix + "ffn.")});
+    model->decoder.push_back({.self = read_attention(file, prefix + "self_attn.", numerics),
+                              .cross = read_attention(file, prefix + "cross_attn.", numerics),
+                              .ffn = read_feed_forward(file, prefix + "ffn.", numerics)});
   }
   model->decoder_norm = norm_factors(file, "decoder.final_norm.scale");
-  model->contrastive_hidden = Matrix(file.matrix("contrastive_head.hidden.weight"));
+  model->contrastive_hidden = Matrix(file.matrix("contrastive_head.hidden.weight"), numerics);
   const auto bias = file.vector("contrastive_head.hidden.bias");
   model->contrastive_bias.assign(bias.begin(), bias.end());
-  model->contrastive_proj = Matrix(file.matrix("contrastive_head.proj.weight"));
+  model->contrastive_proj = Matrix(file.matrix("contrastive_head.proj.weight"), numerics);
   return model;
 }
 

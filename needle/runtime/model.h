@@ -1,5 +1,4 @@
-// The weights of a `.needle` file, ready for the kernels: dense matrices as panels of 16 outputs
-// with 8-bit codes, everything else as float32.
+// The weights of a `.needle` file, ready for the kernels.
 #pragma once
 
 #include <cstdint>
@@ -15,23 +14,35 @@
 
 namespace needle::runtime {
 
-// y = W x for a matrix [out, in] of the file. 4-bit codes are widened to 8 bits: one load and one
-// conversion a weight instead of shifts and masks, for twice the memory.
+// How a model computes.
+//   float: float32 activations, weights widened to panels of 8-bit codes when the file is loaded.
+//     Token for token what LibTorch makes of the same weights; the specification.
+//   int8: 4-bit matrices are used in the mapped file as they lie, activations in 8 bits with one
+//     scale a row. Exact integer sums, so the same bits on every CPU and any number of threads.
+enum class Numerics { kFloat, kInt8 };
+inline constexpr EnumNames<Numerics, 2> kNumericsNames{
+    {{{Numerics::kFloat, "float"}, {Numerics::kInt8, "int8"}}}};
+
+// y = W x for a matrix [out, in] of the file.
 class Matrix {
  public:
   Matrix() = default;
-  explicit Matrix(const MatrixView& stored);
+  // `stored` must outlive a matrix that uses it as it lies (int4() is true).
+  Matrix(const MatrixView& stored, Numerics numerics);
 
   std::int64_t in() const { return in_; }
   std::int64_t out() const { return out_; }
-  Panels panels() const;
+  bool is_int4() const { return int4_.codes != nullptr; }
+  const Int4Matrix& int4() const { return int4_; }
+  Panels panels() const;  // of a matrix that is not int4
   // Row `out` of the matrix times `scale`: an embedding. to: [in].
   void copy_row(std::int64_t row, float scale, std::span<float> to) const noexcept;
 
  private:
   std::int64_t in_ = 0;
   std::int64_t out_ = 0;
-  AlignedBuffer<float> values_;       // either these,
+  Int4Matrix int4_;                   // either this, a view into the file,
+  AlignedBuffer<float> values_;       // or these,
   AlignedBuffer<std::int8_t> codes_;  // or these
   AlignedBuffer<float> scales_;
 };
@@ -63,11 +74,14 @@ struct DecoderLayer {
   std::optional<FeedForwardLayer> ffn;
 };
 
-// Immutable; safe from several threads. Holds no reference to the file.
+// Immutable; safe from several threads. Keeps the file mapped as long as it lives.
 struct Model {
   // Throws FormatError as WeightsFile does, and if a scale is not finite.
-  static std::shared_ptr<const Model> load(const WeightsFile& file);
+  static std::shared_ptr<const Model> load(std::shared_ptr<const WeightsFile> file,
+                                           Numerics numerics = Numerics::kFloat);
 
+  std::shared_ptr<const WeightsFile> file;
+  Numerics numerics = Numerics::kFloat;
   ModelConfig config;
   Matrix embedding;  // [V, d]
   std::vector<EncoderLayer> encoder;

@@ -26,7 +26,8 @@ Request::Request(const ModelConfig& config, std::int64_t prompt_count, std::int6
       up(floats(config.no_feedforward ? 0 : config.d_ff)),
       scores(floats(config.num_heads / config.num_kv_heads *
                     padded(std::max(prompt_tokens, max_tokens)))),
-      logits(floats(padded(config.vocab_size))) {
+      logits(floats(padded(config.vocab_size))),
+      codes(1, std::max(config.d_model, config.no_feedforward ? 0 : config.d_ff)) {
   for (std::int64_t layer = 0; layer < config.num_decoder_layers; ++layer) {
     self.emplace_back(config, max_tokens);
     cross.emplace_back(config, prompt_tokens);

@@ -34,6 +34,7 @@ struct Request {
   AlignedBuffer<float> hidden, up;  // [d_ff], with feed-forward layers
   AlignedBuffer<float> scores;      // [H / K][padded(longest)]
   AlignedBuffer<float> logits;      // [V]
+  Int8Buffer codes;                 // of one row
 };
 
 }  // namespace needle::runtime

@@ -62,7 +62,7 @@ TEST(ExportGolden, RuntimeGeneratesWhatTheDeployedModelGenerates) {
       // And the whole token loop, free running.
       const ModelEngine deployed(deployed_model(folder / "model.needle"));
       const runtime::RuntimeEngine tested(
-          runtime::Model::load(WeightsFile(folder / "model.needle")));
+          runtime::Model::load(std::make_shared<const WeightsFile>(folder / "model.needle")));
       for (const auto& prompt : prompts) {
         const auto expected = generate_tokens(*deployed.start(prompt, 32), {.max_gen_len = 32});
         const auto got = generate_tokens(*tested.start(prompt, 32), {.max_gen_len = 32});

@@ -154,10 +154,10 @@ void write_weights(const std::filesystem::path& path, const ModelConfig& config,
 
 std::shared_ptr<const runtime::Model> runtime_model(
     const ModelConfig& config, const std::map<std::string, std::vector<float>>& parameters,
-    WeightEncoding encoding) {
+    WeightEncoding encoding, runtime::Numerics numerics) {
   const TemporaryFolder folder;
   write_weights(folder / "model.needle", config, parameters, encoding);
-  return runtime::Model::load(WeightsFile(folder / "model.needle"));
+  return runtime::Model::load(std::make_shared<const WeightsFile>(folder / "model.needle"), numerics);
 }
 
 }  // namespace needle::test

@@ -45,6 +45,7 @@ void write_weights(const std::filesystem::path& path, const ModelConfig& config,
 // Written to a weights file and loaded again.
 std::shared_ptr<const runtime::Model> runtime_model(
     const ModelConfig& config, const std::map<std::string, std::vector<float>>& parameters,
-    WeightEncoding encoding = WeightEncoding::kF32);
+    WeightEncoding encoding = WeightEncoding::kF32,
+    runtime::Numerics numerics = runtime::Numerics::kFloat);
 
 }  // namespace needle::test

@@ -14,7 +14,7 @@
 namespace needle::runtime {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512"};
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni"};
 
 const Kernels* kernels_or_null(const char* name) {
   try {

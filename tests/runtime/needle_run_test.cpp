@@ -1,5 +1,8 @@
 // needle-run as its user meets it, with the golden folder's trained model in a weights file.
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <sstream>
 
 #include <gmock/gmock.h>
@@ -160,10 +163,30 @@ TEST_F(NeedleRunIntegration, RetrieveRanksTheToolsOfTheReference) {
 }
 
 TEST_F(NeedleRunIntegration, BenchReports) {
-  const auto result = run({"bench", "--model", weights_, "--prompt-tokens", "20", "--tokens", "5",
-                           "--repeats", "1", "--json"});
-  ASSERT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_GT(parse_json(result.out, "bench").at("decode_tokens_per_second"), 0.0);
+  const std::filesystem::path shape = *folder_ / "shape.json";
+  std::ofstream(shape) << R"({"vocab_size": 300, "d_model": 64, "num_heads": 4, "num_kv_heads": 2,
+                             "num_encoder_layers": 2, "num_decoder_layers": 2})";
+  const std::vector<std::vector<std::string>> subjects = {{"--model", weights_},
+                                                          {"--random-weights", shape.string()}};
+  for (std::vector<std::string> arguments : subjects) {
+    arguments.insert(arguments.begin(), "bench");
+    arguments.insert(arguments.end(), {"--repeats", "1", "--json"});
+    const auto result = run(arguments);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    std::map<std::string, double> values;
+    std::istringstream lines(result.out);
+    for (std::string line; std::getline(lines, line);) {
+      const Json metric = parse_json(line, "bench");
+      EXPECT_EQ(metric.at("threads"), 1);
+      values[metric.at("metric")] = metric.at("value");
+    }
+    for (const char* name :
+         {"prefill_tok_s_64", "prefill_tok_s_256", "prefill_tok_s_1024", "decode_tok_s",
+          "ttft_ms_256", "call_ms_200_30", "load_ms", "file_mb", "anon_mb"}) {
+      EXPECT_GT(values[name], 0) << name;
+    }
+  }
+  EXPECT_EQ(run({"bench", "--random-weights", "missing.json"}).exit_code, 1);
 }
 
 TEST_F(NeedleRunIntegration, LoadedModelIsTheApi) {

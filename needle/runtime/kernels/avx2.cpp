@@ -1,10 +1,13 @@
 // Vectors of eight floats with fused multiply-add. Compiled with -mavx2 -mfma.
+#include <immintrin.h>
+
 #include "needle/runtime/kernels/kernels.h"
 
 namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 8;
+#include "needle/runtime/kernels/int8_avx2.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept {
@@ -13,7 +16,11 @@ bool supported() noexcept {
 
 }  // namespace
 
-const Kernels kAvx2Kernels{
-    .name = "avx2", .supported = supported, .multiply = multiply, .softmax = softmax};
+const Kernels kAvx2Kernels{.name = "avx2",
+                           .supported = supported,
+                           .multiply = multiply,
+                           .softmax = softmax,
+                           .quantize = quantize,
+                           .multiply_int4 = multiply_int4};
 
 }  // namespace needle::runtime

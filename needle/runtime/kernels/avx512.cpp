@@ -1,17 +1,24 @@
 // Vectors of sixteen floats: a panel row is one register. Compiled with -mavx512f.
+#include <immintrin.h>
+
 #include "needle/runtime/kernels/kernels.h"
 
 namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 16;
+#include "needle/runtime/kernels/int8_avx2.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept { return __builtin_cpu_supports("avx512f") != 0; }
 
 }  // namespace
 
-const Kernels kAvx512Kernels{
-    .name = "avx512", .supported = supported, .multiply = multiply, .softmax = softmax};
+const Kernels kAvx512Kernels{.name = "avx512",
+                             .supported = supported,
+                             .multiply = multiply,
+                             .softmax = softmax,
+                             .quantize = quantize,
+                             .multiply_int4 = multiply_int4};
 
 }  // namespace needle::runtime

@@ -11,11 +11,9 @@ namespace {
 // Best first.
 constexpr const Kernels* kTables[] = {
 #if defined(__x86_64__)
-    &kAvx512Kernels,
-    &kAvx2Kernels,
+    &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
 #endif
-    &kGenericKernels,
-    &kScalarKernels,
+    &kGenericKernels,    &kScalarKernels,
 };
 
 std::string names() {

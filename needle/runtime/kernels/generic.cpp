@@ -5,13 +5,18 @@ namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 4;
+#include "needle/runtime/kernels/int8_portable.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept { return true; }
 
 }  // namespace
 
-const Kernels kGenericKernels{
-    .name = "generic", .supported = supported, .multiply = multiply, .softmax = softmax};
+const Kernels kGenericKernels{.name = "generic",
+                              .supported = supported,
+                              .multiply = multiply,
+                              .softmax = softmax,
+                              .quantize = quantize,
+                              .multiply_int4 = multiply_int4};
 
 }  // namespace needle::runtime

@@ -33,8 +33,37 @@ struct Rows {
   std::int64_t stride = 0;
 };
 
+// A 4-bit matrix as it lies in the weights file (quant/pack.h): nothing is repacked or copied.
+// weight[o][i] = unit[o] * step[o][i / 32] * code[o][i]. Does not own its memory, which has
+// any alignment.
+struct Int4Matrix {
+  std::int64_t in = 0;  // at most kMaxInt4Inputs
+  std::int64_t out = 0;
+  const std::uint8_t* codes = nullptr;  // [blocks of 16 outputs][groups of 32 inputs][256]
+  const std::uint8_t* steps = nullptr;  // [blocks][groups][16]
+  const std::uint8_t* units = nullptr;  // bfloat16 [blocks][16]
+};
+// A sum over a group is within 32 * 8 * 127, times a step within 255: so many groups fit 32 bits.
+inline constexpr std::int64_t kMaxInt4Inputs = 256 * kPanelGroup;
+
+// Rows of activations in 8 bits: x[r][i] = scale[r] * code[r][i].
+struct ConstInt8Rows {
+  const std::int8_t* codes = nullptr;  // [count][32 * groups], zeros past the inputs
+  const float* scales = nullptr;       // [count]
+  // -8 times the sum of each group's codes, [count][groups]: what the offset of the stored
+  // 4-bit codes adds to a sum of products, the other way round.
+  const std::int32_t* offsets = nullptr;
+  std::int64_t count = 0;
+};
+struct Int8Rows {
+  std::int8_t* codes = nullptr;
+  float* scales = nullptr;
+  std::int32_t* offsets = nullptr;
+};
+
 struct Kernels {
-  const char* name;              // "scalar", "generic", "avx2", "avx512"; NEEDLE_ISA selects by it
+  // "scalar", "generic", "avx2", "avx512", "avx512vnni"; NEEDLE_ISA selects by it
+  const char* name;
   bool (*supported)() noexcept;  // asks the CPU, not the compiler
 
   // y[r, o] = sum over i of x[r, i] * w[i, o] for the outputs of panels begin .. end - 1. A value
@@ -46,6 +75,16 @@ struct Kernels {
   // row[i] = exp(row[i] - max) / sum, i < count. The row must have room up to the next multiple of
   // 16; what lies there is overwritten.
   void (*softmax)(float* row, std::int64_t count) noexcept;
+
+  // The `in` floats of each row in 8 bits: scale = largest magnitude / 127, codes rounded to the
+  // nearest, ties to even. A row of zeros, or with a value that is not finite, has scale 0 or NaN
+  // and codes 0. Every table gives the same bits.
+  void (*quantize)(ConstRows x, std::int64_t in, Int8Rows to) noexcept;
+
+  // y[r, o] = (sum of the integer products) * (scale[r] * unit[o]) for the outputs of blocks
+  // begin .. end - 1. The sum is exact, so every table, split and batch gives the same bits.
+  void (*multiply_int4)(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int64_t begin,
+                        std::int64_t end) noexcept;
 };
 
 // The best table that this CPU supports, or the one that the environment variable NEEDLE_ISA names.
@@ -55,7 +94,8 @@ const Kernels& find_kernels(const char* name);  // throws ConfigError as above
 
 extern const Kernels kScalarKernels;
 extern const Kernels kGenericKernels;
-extern const Kernels kAvx2Kernels;    // x86-64 only
-extern const Kernels kAvx512Kernels;  // x86-64 only
+extern const Kernels kAvx2Kernels;        // x86-64 only
+extern const Kernels kAvx512Kernels;      // x86-64 only
+extern const Kernels kAvx512VnniKernels;  // x86-64 only
 
 }  // namespace needle::runtime

@@ -6,6 +6,8 @@
 namespace needle::runtime {
 namespace {
 
+#include "needle/runtime/kernels/int8_portable.inc"
+
 bool supported() noexcept { return true; }
 
 void multiply(const Panels& w, ConstRows x, Rows y, std::int64_t begin, std::int64_t end) noexcept {
@@ -52,7 +54,11 @@ void softmax(float* row, std::int64_t count) noexcept {
 
 }  // namespace
 
-const Kernels kScalarKernels{
-    .name = "scalar", .supported = supported, .multiply = multiply, .softmax = softmax};
+const Kernels kScalarKernels{.name = "scalar",
+                             .supported = supported,
+                             .multiply = multiply,
+                             .softmax = softmax,
+                             .quantize = quantize,
+                             .multiply_int4 = multiply_int4};
 
 }  // namespace needle::runtime

@@ -1,0 +1,203 @@
+// The integer kernels: every table gives the same bits as the scalar one, which is compared with
+// the definition.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "needle/core/error.h"
+#include "needle/core/random.h"
+#include "needle/quant/pack.h"
+#include "needle/runtime/kernels/kernels.h"
+
+namespace needle::runtime {
+namespace {
+
+constexpr const char* kNames[] = {"scalar", "generic", "avx2", "avx512", "avx512vnni"};
+
+std::vector<const Kernels*> tables() {
+  std::vector<const Kernels*> found;
+  for (const char* name : kNames) {
+    try {
+      found.push_back(&find_kernels(name));
+    } catch (const ConfigError&) {  // another CPU's
+    }
+  }
+  return found;
+}
+
+std::vector<float> random_floats(std::size_t count, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = static_cast<float>(random.normal());
+  }
+  return values;
+}
+
+// Rows in 8 bits with the memory they need.
+struct Codes {
+  Codes(const Kernels& kernels, const std::vector<float>& x, std::int64_t rows, std::int64_t in,
+        std::int64_t stride)
+      : groups((in + 31) / 32),
+        count(rows),
+        codes(static_cast<std::size_t>(rows * groups * 32), 99),
+        scales(static_cast<std::size_t>(rows)),
+        offsets(static_cast<std::size_t>(rows * groups)) {
+    kernels.quantize({x.data(), rows, stride}, in, {codes.data(), scales.data(), offsets.data()});
+  }
+  ConstInt8Rows view() const { return {codes.data(), scales.data(), offsets.data(), count}; }
+
+  std::int64_t groups;
+  std::int64_t count;
+  std::vector<std::int8_t> codes;
+  std::vector<float> scales;
+  std::vector<std::int32_t> offsets;
+};
+
+Int4Matrix view_of(const std::vector<std::byte>& packed, std::int64_t out, std::int64_t in) {
+  const auto* const codes = reinterpret_cast<const std::uint8_t*>(packed.data());
+  const std::int64_t blocks = row_blocks(out) * column_groups(in);
+  return {.in = in,
+          .out = out,
+          .codes = codes,
+          .steps = codes + blocks * 256,
+          .units = codes + blocks * 272};
+}
+
+struct Case {
+  std::int64_t in;
+  std::int64_t out;
+  std::int64_t rows;
+};
+constexpr Case kCases[] = {{32, 16, 1},  {64, 64, 2},  {7, 5, 1},    {33, 17, 3},  {128, 48, 9},
+                           {129, 31, 4}, {500, 40, 7}, {512, 72, 1}, {96, 200, 6}, {40, 3, 13}};
+
+std::vector<float> product(const Kernels& kernels, const Int4Matrix& w, const Codes& x,
+                           std::int64_t stride, std::int64_t split) {
+  std::vector<float> y(static_cast<std::size_t>(x.count * stride), 77.0f);
+  kernels.multiply_int4(w, x.view(), {y.data(), x.count, stride}, split, row_blocks(w.out));
+  kernels.multiply_int4(w, x.view(), {y.data(), x.count, stride}, 0, split);
+  return y;
+}
+
+TEST(Int8KernelsTest, TheScalarProductIsThatOfTheDequantisedNumbers) {
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(format("{}x{} rows {}", c.in, c.out, c.rows));
+    const auto weights = random_floats(static_cast<std::size_t>(c.in * c.out), 3);
+    const auto packed = pack_matrix(WeightEncoding::kInt4, weights, c.out, c.in);
+    const auto deployed = unpack_matrix(
+        {.encoding = WeightEncoding::kInt4, .rows = c.out, .cols = c.in, .bytes = packed});
+    const auto x = random_floats(static_cast<std::size_t>(c.rows * c.in), 4);
+    const Codes codes(kScalarKernels, x, c.rows, c.in, c.in);
+    const auto y = product(kScalarKernels, view_of(packed, c.out, c.in), codes, c.out, 0);
+    for (std::int64_t row = 0; row < c.rows; ++row) {
+      for (std::int64_t out = 0; out < c.out; ++out) {
+        double sum = 0;
+        double magnitude = 0;
+        double from_floats = 0;
+        for (std::int64_t i = 0; i < c.in; ++i) {
+          const auto weight =
+              static_cast<double>(deployed[static_cast<std::size_t>(out * c.in + i)]);
+          const double code = codes.codes[static_cast<std::size_t>(row * codes.groups * 32 + i)] *
+                              static_cast<double>(codes.scales[static_cast<std::size_t>(row)]);
+          sum += weight * code;
+          magnitude += std::abs(weight);
+          from_floats += weight * x[static_cast<std::size_t>(row * c.in + i)];
+        }
+        const auto got = static_cast<double>(y[static_cast<std::size_t>(row * c.out + out)]);
+        ASSERT_NEAR(got, sum, 1e-6 * std::abs(sum) + 1e-7 * magnitude);
+        // Each activation is off by at most half a step.
+        const double step = codes.scales[static_cast<std::size_t>(row)];
+        ASSERT_NEAR(got, from_floats, 0.501 * step * magnitude + 1e-6);
+      }
+    }
+  }
+}
+
+TEST(Int8KernelsTest, EveryTableGivesTheSameBits) {
+  for (const Kernels* kernels : tables()) {
+    for (const Case& c : kCases) {
+      SCOPED_TRACE(format("{} {}x{} rows {}", kernels->name, c.in, c.out, c.rows));
+      const auto weights = random_floats(static_cast<std::size_t>(c.in * c.out), 5);
+      const auto packed = pack_matrix(WeightEncoding::kInt4, weights, c.out, c.in);
+      const Int4Matrix w = view_of(packed, c.out, c.in);
+      const std::int64_t stride = c.in + 3;
+      const auto x = random_floats(static_cast<std::size_t>(c.rows * stride), 6);
+      const Codes expected(kScalarKernels, x, c.rows, c.in, stride);
+      const Codes codes(*kernels, x, c.rows, c.in, stride);
+      ASSERT_EQ(codes.codes, expected.codes);
+      ASSERT_EQ(codes.scales, expected.scales);
+      ASSERT_EQ(codes.offsets, expected.offsets);
+      const auto y = product(kScalarKernels, w, expected, c.out + 2, 0);
+      for (std::int64_t split = 0; split <= row_blocks(c.out); ++split) {
+        ASSERT_EQ(product(*kernels, w, codes, c.out + 2, split), y) << split;
+      }
+      for (std::int64_t row = 0; row < c.rows; ++row) {  // a row alone is as in its batch
+        const std::vector<float> alone(x.begin() + row * stride, x.begin() + row * stride + c.in);
+        const auto single = product(*kernels, w, Codes(*kernels, alone, 1, c.in, c.in), c.out, 0);
+        for (std::int64_t out = 0; out < c.out; ++out) {
+          ASSERT_EQ(single[static_cast<std::size_t>(out)],
+                    y[static_cast<std::size_t>(row * (c.out + 2) + out)]);
+        }
+      }
+    }
+  }
+}
+
+// Whatever a file holds: the largest sums fit their 32 bits.
+TEST(Int8KernelsTest, ExtremesDoNotOverflow) {
+  constexpr std::int64_t kGroups = kMaxInt4Inputs / 32;
+  for (const std::uint8_t codes_byte : {std::uint8_t{0}, std::uint8_t{255}}) {
+    std::vector<std::uint8_t> bytes(kGroups * 272 + 32, 255);
+    std::fill_n(bytes.begin(), kGroups * 256, codes_byte);
+    for (std::size_t unit = 0; unit < 16; ++unit) {  // 1.0 in bfloat16
+      bytes[kGroups * 272 + 2 * unit] = 0x80;
+      bytes[kGroups * 272 + 2 * unit + 1] = 0x3F;
+    }
+    const Int4Matrix w{.in = kMaxInt4Inputs,
+                       .out = 16,
+                       .codes = bytes.data(),
+                       .steps = bytes.data() + kGroups * 256,
+                       .units = bytes.data() + kGroups * 272};
+    for (const float sign : {1.0f, -1.0f}) {
+      const std::vector<float> x(2 * kMaxInt4Inputs, 127 * sign);
+      const double code = codes_byte == 0 ? -8 : 7;
+      const auto expected =
+          static_cast<float>(code * 255 * 127 * sign * static_cast<double>(kMaxInt4Inputs));
+      for (const Kernels* kernels : tables()) {
+        const Codes rows(*kernels, x, 2, kMaxInt4Inputs, kMaxInt4Inputs);
+        const auto y = product(*kernels, w, rows, 16, 0);
+        EXPECT_EQ(std::ranges::count(y, expected), 32) << kernels->name << ' ' << y[0];
+      }
+    }
+  }
+}
+
+TEST(Int8KernelsTest, QuantisesTiesZerosAndWhatIsNotFinite) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const Kernels* kernels : tables()) {
+    SCOPED_TRACE(kernels->name);
+    const std::vector<float> x = {127, -0.5f, 0.5f, 1.5f, 2.5f, -127};
+    const Codes ties(*kernels, x, 1, 6, 6);
+    EXPECT_EQ(ties.scales[0], 1.0f);
+    EXPECT_EQ(std::vector<std::int8_t>(ties.codes.begin(), ties.codes.begin() + 7),
+              (std::vector<std::int8_t>{127, 0, 0, 2, 2, -127, 0}));
+    EXPECT_EQ(ties.offsets[0], -8 * 4);
+    const Codes zeros(*kernels, std::vector<float>(40), 1, 40, 40);
+    EXPECT_EQ(zeros.scales[0], 0.0f);
+    EXPECT_EQ(std::ranges::count(zeros.codes, 0), 64);
+    for (const float bad : {kInfinity, -kInfinity, kNan}) {
+      const Codes codes(*kernels, {1, bad, 2}, 1, 3, 3);
+      EXPECT_TRUE(std::isnan(codes.scales[0]));
+      EXPECT_EQ(std::ranges::count(codes.codes, 0), 32);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace needle::runtime
