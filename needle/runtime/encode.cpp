@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "needle/runtime/int_kv.h"
+
 namespace needle::runtime {
 namespace {
 
@@ -36,7 +38,13 @@ struct EncoderPass {
         hidden(floats(config.no_feedforward ? 0 : count * config.d_ff)),
         up(floats(config.no_feedforward ? 0 : count * config.d_ff)),
         codes(tokens, std::max(config.d_model, config.no_feedforward ? 0 : config.d_ff)),
-        cache(config, tokens) {}
+        cache(config, int_attention() ? 0 : tokens) {
+    if (int_attention()) {
+      int_cache = IntKvCache(config, tokens);
+    }
+  }
+
+  bool int_attention() const { return uses_int_attention(model, count); }
 
   Activations activations(const AlignedBuffer<float>& rows, std::int64_t width) {
     return prepare(machine, model, view(rows, count, width), width, codes);
@@ -67,14 +75,27 @@ struct EncoderPass {
             config.num_heads, {q.data() + row * config.d_model, 1, config.d_model});
         transform_heads({.norm = weights.k_norm, .rope = &rope, .first_position = row},
                         config.num_kv_heads, {key, 1, config.kv_dim()});
-        cache.store(row, key, v.data() + row * config.kv_dim());
+        if (!int_attention()) {
+          cache.store(row, key, v.data() + row * config.kv_dim());
+        }
       }
     });
-    attend_rows(machine, config, cache, count, mask, view(std::as_const(q), count, config.d_model),
-                view(attended, count, config.d_model));
+    attend(mask);
     multiply(machine, weights.out_proj, activations(attended, config.d_model),
              view(normed, count, config.d_model));
     add_gated(layer.gate, normed.data(), count * config.d_model, x.data());
+  }
+
+  void attend(KeyMask mask) {
+    const ConstRows queries = view(std::as_const(q), count, config.d_model);
+    const Rows out = view(attended, count, config.d_model);
+    if (int_attention()) {
+      int_cache.store(machine, view(std::as_const(k), count, config.kv_dim()),
+                      view(std::as_const(v), count, config.kv_dim()));
+      attend_int(machine, config, int_cache, mask, queries, out);
+    } else {
+      attend_rows(machine, config, cache, count, mask, queries, out);
+    }
   }
 
   void feed_forward(const FeedForwardLayer& layer) {
@@ -95,7 +116,8 @@ struct EncoderPass {
   RopeTable rope;
   AlignedBuffer<float> x, normed, q, k, v, attended, hidden, up;
   Int8Buffer codes;
-  KvCache cache;
+  KvCache cache;         // either this
+  IntKvCache int_cache;  // or this
 };
 
 }  // namespace
@@ -177,7 +199,7 @@ std::vector<float> embed(const Machine& machine, const Model& model,
 std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
                                        std::span<const TokenId> prompt, std::int64_t max_tokens) {
   const ModelConfig& config = model.config;
-  auto request = std::make_unique<Request>(config, std::ssize(prompt), max_tokens);
+  auto request = std::make_unique<Request>(model, std::ssize(prompt), max_tokens);
   request->prompt_mask = padding_mask(config, prompt);
   const AlignedBuffer<float> states = encode(machine, model, prompt);
   const std::int64_t count = std::ssize(prompt);
@@ -191,6 +213,11 @@ std::unique_ptr<Request> start_request(const Machine& machine, const Model& mode
     multiply(machine, weights.k_proj, input, view(k, count, config.kv_dim()));
     multiply(machine, weights.v_proj, input, view(v, count, config.kv_dim()));
     transform_heads({.norm = weights.k_norm}, config.num_kv_heads, view(k, count, config.kv_dim()));
+    if (request->int_attention) {
+      request->cross_int[layer].store(machine, view(std::as_const(k), count, config.kv_dim()),
+                                      view(std::as_const(v), count, config.kv_dim()));
+      continue;
+    }
     for (std::int64_t t = 0; t < count; ++t) {
       request->cross[layer].store(t, k.data() + t * config.kv_dim(),
                                   v.data() + t * config.kv_dim());

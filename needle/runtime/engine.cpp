@@ -41,11 +41,17 @@ class DecoderStep {
     attend(layer, cache, request_.position + 1, {});
   }
 
-  void cross_attention(const AttentionLayer& layer, const KvCache& cache) noexcept {
+  void cross_attention(const AttentionLayer& layer, std::size_t index) noexcept {
     rms_norm(layer.norm, request_.x.data(), request_.normed.data());
     project(layer.attention.q_proj, request_.normed, request_.q);
     transform_queries(layer.attention, nullptr);
-    attend(layer, cache, request_.prompt_tokens, request_.prompt_mask);
+    if (request_.int_attention) {
+      attend_one_int(*machine_.kernels, config_, request_.cross_int[index], request_.prompt_mask,
+                     request_.q.data(), request_.scores.data(), request_.attended.data());
+      finish_attention(layer);
+    } else {
+      attend(layer, request_.cross[index], request_.prompt_tokens, request_.prompt_mask);
+    }
   }
 
   void feed_forward(const FeedForwardLayer& layer) noexcept {
@@ -87,6 +93,10 @@ class DecoderStep {
   void attend(const AttentionLayer& layer, const KvCache& cache, std::int64_t count, KeyMask mask) {
     attend_one(*machine_.kernels, config_, cache, count, mask, request_.q.data(),
                request_.scores.data(), request_.attended.data());
+    finish_attention(layer);
+  }
+
+  void finish_attention(const AttentionLayer& layer) {
     project(layer.attention.out_proj, request_.attended, request_.update);
     add_gated(layer.gate, request_.update.data(), config_.d_model, request_.x.data());
   }
@@ -105,7 +115,7 @@ void decode_step(const Machine& machine, const Model& model, Request& request, T
   DecoderStep step(machine, model, request);
   for (std::size_t layer = 0; layer < model.decoder.size(); ++layer) {
     step.self_attention(model.decoder[layer].self, request.self[layer]);
-    step.cross_attention(model.decoder[layer].cross, request.cross[layer]);
+    step.cross_attention(model.decoder[layer].cross, layer);
     if (model.decoder[layer].ffn) {
       step.feed_forward(*model.decoder[layer].ffn);
     }

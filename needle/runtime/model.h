@@ -18,7 +18,8 @@ namespace needle::runtime {
 //   float: float32 activations, weights widened to panels of 8-bit codes when the file is loaded.
 //     Token for token what LibTorch makes of the same weights; the specification.
 //   int8: 4-bit matrices are used in the mapped file as they lie, activations in 8 bits with one
-//     scale a row. Exact integer sums, so the same bits on every CPU and any number of threads.
+//     scale a row, attention over the prompt in 12 bits. Integer sums are exact: the same bits for
+//     any number of threads.
 enum class Numerics { kFloat, kInt8 };
 inline constexpr EnumNames<Numerics, 2> kNumericsNames{
     {{{Numerics::kFloat, "float"}, {Numerics::kInt8, "int8"}}}};

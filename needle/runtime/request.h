@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "needle/runtime/aligned_buffer.h"
+#include "needle/runtime/int_kv.h"
 #include "needle/runtime/kv_cache.h"
 #include "needle/runtime/layers.h"
 
@@ -14,14 +15,16 @@ namespace needle::runtime {
 
 struct Request {
   // `prompt_tokens` T, `max_tokens`: the decoder tokens that will be fed at most.
-  Request(const ModelConfig& config, std::int64_t prompt_tokens, std::int64_t max_tokens);
+  Request(const Model& model, std::int64_t prompt_tokens, std::int64_t max_tokens);
 
   std::int64_t position = 0;  // decoder tokens fed so far
   std::int64_t max_tokens;
   std::int64_t prompt_tokens;
 
   std::vector<KvCache> self;              // a layer each
-  std::vector<KvCache> cross;             // a layer each
+  bool int_attention = false;             // over the prompt
+  std::vector<KvCache> cross;             // a layer each: either these
+  std::vector<IntKvCache> cross_int;      // or these
   std::vector<std::uint8_t> prompt_mask;  // [T], 0 = padding; empty if there is none
   RopeTable rope;                         // of the decoder's positions
 
@@ -32,9 +35,13 @@ struct Request {
   AlignedBuffer<float> attended;    // [d]
   AlignedBuffer<float> update;      // [d]
   AlignedBuffer<float> hidden, up;  // [d_ff], with feed-forward layers
-  AlignedBuffer<float> scores;      // [H / K][padded(longest)]
+  AlignedBuffer<float> scores;      // room for one query's scores
   AlignedBuffer<float> logits;      // [V]
   Int8Buffer codes;                 // of one row
+
+ private:
+  Request(const ModelConfig& config, bool in_int8, std::int64_t prompt_tokens,
+          std::int64_t max_tokens);
 };
 
 }  // namespace needle::runtime

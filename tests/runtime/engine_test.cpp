@@ -192,6 +192,33 @@ TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
   EXPECT_THROW(session->feed({}, nullptr), Error);
 }
 
+// Heads of 16 dimensions, so that attention over the prompt is in integers, too.
+TEST(RuntimeEngineTest, IntegersStayNearTheFloatsWhateverTheThreads) {
+  ModelConfig config = kConfig;
+  config.d_model = 64;
+  config.num_encoder_layers = 1;
+  config.num_decoder_layers = 1;
+  const auto parameters = random_parameters(config);
+  const auto model = [&](Numerics numerics) {
+    return test::runtime_model(config, parameters, WeightEncoding::kInt4, numerics);
+  };
+  std::vector<TokenId> prompt = prompt_of(131);
+  prompt[7] = 0;  // padding
+  const std::vector<TokenId> answer = {3, 4, 5, 6};
+  const auto expected = run(RuntimeEngine(model(Numerics::kFloat)), prompt, answer);
+  const auto integers = model(Numerics::kInt8);
+  const auto got = run(RuntimeEngine(integers), prompt, answer);
+  float magnitude = 0;
+  for (const float value : expected) {
+    magnitude = std::max(magnitude, std::abs(value));
+  }
+  EXPECT_LT(largest_difference(got, expected), 0.05f * magnitude);
+  EXPECT_GT(largest_difference(got, expected), 1e-5f * magnitude) << "these are no integers";
+  for (const std::size_t threads : {2, 3, 5}) {
+    EXPECT_EQ(run(RuntimeEngine(integers, {.threads = threads}), prompt, answer), got) << threads;
+  }
+}
+
 TEST(RuntimeEngineTest, MisuseThrowsAndLeavesTheSessionUsable) {
   const RuntimeEngine engine(random_model(WeightEncoding::kInt4));
   EXPECT_EQ(engine.vocab_size(), 70);

@@ -157,7 +157,8 @@ std::shared_ptr<const runtime::Model> runtime_model(
     WeightEncoding encoding, runtime::Numerics numerics) {
   const TemporaryFolder folder;
   write_weights(folder / "model.needle", config, parameters, encoding);
-  return runtime::Model::load(std::make_shared<const WeightsFile>(folder / "model.needle"), numerics);
+  return runtime::Model::load(std::make_shared<const WeightsFile>(folder / "model.needle"),
+                              numerics);
 }
 
 }  // namespace needle::test

@@ -150,8 +150,9 @@ TEST_F(NeedleRunIntegration, RetrieveRanksTheToolsOfTheReference) {
     GTEST_SKIP() << "one of the texts is not a tool";
   }
   const Json& item = expected.at("queries").at(0);
-  const auto result = run({"retrieve", "--model", weights_, "--tools", tools, "--query",
-                           item.at("query").get<std::string>(), "--top-k", "2", "--json"});
+  const auto result =
+      run({"retrieve", "--model", weights_, "--tools", tools, "--query",
+           item.at("query").get<std::string>(), "--top-k", "2", "--json", "--numerics", "float"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const Json line = parse_json(result.out, "line");
   ASSERT_EQ(line.at("tools").size(), 2u);

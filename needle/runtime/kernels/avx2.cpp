@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kLanes = 8;
 #include "needle/runtime/kernels/int8_avx2.inc"
+#include "needle/runtime/kernels/int_attention.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept {
@@ -21,6 +22,7 @@ const Kernels kAvx2Kernels{.name = "avx2",
                            .multiply = multiply,
                            .softmax = softmax,
                            .quantize = quantize,
-                           .multiply_int4 = multiply_int4};
+                           .multiply_int4 = multiply_int4,
+                           .attend = attend};
 
 }  // namespace needle::runtime

@@ -166,6 +166,170 @@ void multiply_int4(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int
   }
 }
 
+// kRows queries against all keys. The scores of a row lie in `scores`, its probabilities in
+// `shares`, both [kRows][16 * ceil(T / 16)].
+template <int kRows>
+struct AttentionTile {
+  const IntKeyValues& kv;
+  const std::uint8_t* mask;
+  std::int64_t padded;
+  float* scores;
+  std::int16_t* shares;
+
+  std::int16_t codes[kRows][kMaxIntHeadDim];
+  float scales[kRows];
+  float highest[kRows];
+  std::int32_t totals[kRows];
+
+  void quantize_queries(const float* q, std::int64_t stride) {
+    for (int r = 0; r < kRows; ++r) {
+      const float* const from = q + r * stride;
+      __m512 largest = _mm512_setzero_ps();
+      for (std::int64_t i = 0; i < kv.head_dim; i += 16) {
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
+      }
+      const float magnitude = _mm512_reduce_max_ps(largest);
+      const __m512 factor = _mm512_set1_ps(magnitude > 1e-30f ? kLargestCode / magnitude : 0.0f);
+      for (std::int64_t i = 0; i < kv.head_dim; i += 16) {
+        const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + i), factor));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes[r] + i), _mm512_cvtepi32_epi16(code));
+      }
+      scales[r] = magnitude / kLargestCode;
+    }
+  }
+
+  void score() {
+    const std::int64_t pairs = kv.head_dim / 2;
+    const __m512 lowest = _mm512_set1_ps(-3.402823466e+38f);
+    __m512 largest[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      largest[r] = lowest;
+    }
+    for (std::int64_t t = 0; t < kv.count; t += 16) {
+      __m512i dots[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        dots[r] = _mm512_setzero_si512();
+      }
+      const std::int16_t* const block = kv.keys + t * kv.head_dim;
+      for (std::int64_t pair = 0; pair < pairs; ++pair) {
+        const __m512i keys = _mm512_loadu_si512(block + 32 * pair);
+        for (int r = 0; r < kRows; ++r) {
+          std::int32_t two;
+          __builtin_memcpy(&two, codes[r] + 2 * pair, sizeof two);
+          dots[r] = _mm512_dpwssd_epi32(dots[r], keys, _mm512_set1_epi32(two));
+        }
+      }
+      const __m512 key_scales = _mm512_loadu_ps(kv.key_scales + t);
+      const std::int64_t valid = kv.count - t;
+      auto allowed = static_cast<__mmask16>(valid >= 16 ? 0xFFFF : (1 << valid) - 1);
+      if (mask != nullptr) {
+        allowed = static_cast<__mmask16>(
+            allowed & _mm_mask_test_epi8_mask(allowed, _mm_maskz_loadu_epi8(allowed, mask + t),
+                                              _mm_set1_epi8(-1)));
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]),
+                                            _mm512_mul_ps(_mm512_set1_ps(scales[r]), key_scales));
+        const __m512 value = _mm512_mask_mov_ps(lowest, allowed, scaled);
+        _mm512_storeu_ps(scores + r * padded + t, value);
+        largest[r] = _mm512_max_ps(largest[r], value);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      highest[r] = _mm512_reduce_max_ps(largest[r]);
+    }
+  }
+
+  void share_out() {
+    const std::int64_t limit = kShares / kv.count;
+    const auto largest_share = static_cast<float>(limit < kLargestShare ? limit : kLargestShare);
+    for (int r = 0; r < kRows; ++r) {
+      __m512i total = _mm512_setzero_si512();
+      for (std::int64_t t = 0; t < padded; t += 16) {
+        const Vector weight =
+            exponential(load(scores + r * padded + t) - highest[r]) * largest_share;
+        const std::int64_t valid = kv.count - t;
+        const auto inside = static_cast<__mmask16>(valid >= 16 ? 0xFFFF : (1 << valid) - 1);
+        const __m512i share = _mm512_maskz_cvtps_epi32(inside, (__m512)weight);
+        total = _mm512_add_epi32(total, share);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(shares + r * padded + t),
+                            _mm512_cvtepi32_epi16(share));
+      }
+      totals[r] = _mm512_reduce_add_epi32(total);
+    }
+  }
+
+  // Of 16 * kBlocks channels from `channel` on.
+  template <int kBlocks>
+  void weigh(std::int64_t channel, float* out, std::int64_t stride) {
+    __m512i sums[kRows][kBlocks];
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kBlocks; ++b) {
+        sums[r][b] = _mm512_setzero_si512();
+      }
+    }
+    for (std::int64_t t = 0; t < kv.count; t += 2) {
+      const std::int16_t* const from = kv.values + t * kv.head_dim + 2 * channel;
+      __m512i values[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        values[b] = _mm512_loadu_si512(from + 32 * b);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        std::int32_t two;
+        __builtin_memcpy(&two, shares + r * padded + t, sizeof two);
+        for (int b = 0; b < kBlocks; ++b) {
+          sums[r][b] = _mm512_dpwssd_epi32(sums[r][b], values[b], _mm512_set1_epi32(two));
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 total = _mm512_set1_ps(static_cast<float>(totals[r]));
+      for (int b = 0; b < kBlocks; ++b) {
+        const __m512 scale =
+            _mm512_div_ps(_mm512_loadu_ps(kv.value_scales + channel + 16 * b), total);
+        _mm512_storeu_ps(out + r * stride + channel + 16 * b,
+                         _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][b]), scale));
+      }
+    }
+  }
+};
+
+template <int kRows>
+void attend_tile(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, std::int64_t row,
+                 float* scratch, Rows out) {
+  const std::int64_t padded = (kv.count + 15) / 16 * 16;
+  AttentionTile<kRows> tile{.kv = kv,
+                            .mask = mask,
+                            .padded = padded,
+                            .scores = scratch,
+                            .shares = reinterpret_cast<std::int16_t*>(scratch + kRows * padded)};
+  tile.quantize_queries(q.data + row * q.stride, q.stride);
+  tile.score();
+  tile.share_out();
+  float* const to = out.data + row * out.stride;
+  std::int64_t channel = 0;
+  for (; channel + 64 <= kv.head_dim; channel += 64) {
+    tile.template weigh<4>(channel, to, out.stride);
+  }
+  for (; channel < kv.head_dim; channel += 16) {
+    tile.template weigh<1>(channel, to, out.stride);
+  }
+}
+
+void attend(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float* scratch,
+            Rows out) noexcept {
+  std::int64_t row = 0;
+  for (; row + kAttendRows <= q.count; row += kAttendRows) {
+    attend_tile<kAttendRows>(kv, mask, q, row, scratch, out);
+  }
+  for (; row + 2 <= q.count; row += 2) {
+    attend_tile<2>(kv, mask, q, row, scratch, out);
+  }
+  if (row < q.count) {
+    attend_tile<1>(kv, mask, q, row, scratch, out);
+  }
+}
+
 }  // namespace
 
 const Kernels kAvx512VnniKernels{.name = "avx512vnni",
@@ -173,6 +337,7 @@ const Kernels kAvx512VnniKernels{.name = "avx512vnni",
                                  .multiply = multiply,
                                  .softmax = softmax,
                                  .quantize = quantize,
-                                 .multiply_int4 = multiply_int4};
+                                 .multiply_int4 = multiply_int4,
+                                 .attend = attend};
 
 }  // namespace needle::runtime

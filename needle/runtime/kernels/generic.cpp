@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kLanes = 4;
 #include "needle/runtime/kernels/int8_portable.inc"
+#include "needle/runtime/kernels/int_attention.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept { return true; }
@@ -17,6 +18,7 @@ const Kernels kGenericKernels{.name = "generic",
                               .multiply = multiply,
                               .softmax = softmax,
                               .quantize = quantize,
-                              .multiply_int4 = multiply_int4};
+                              .multiply_int4 = multiply_int4,
+                              .attend = attend};
 
 }  // namespace needle::runtime

@@ -7,6 +7,7 @@ namespace needle::runtime {
 namespace {
 
 #include "needle/runtime/kernels/int8_portable.inc"
+#include "needle/runtime/kernels/int_attention.inc"
 
 bool supported() noexcept { return true; }
 
@@ -59,6 +60,7 @@ const Kernels kScalarKernels{.name = "scalar",
                              .multiply = multiply,
                              .softmax = softmax,
                              .quantize = quantize,
-                             .multiply_int4 = multiply_int4};
+                             .multiply_int4 = multiply_int4,
+                             .attend = attend};
 
 }  // namespace needle::runtime

@@ -11,6 +11,7 @@
 #include "needle/core/error.h"
 #include "needle/core/random.h"
 #include "needle/quant/pack.h"
+#include "needle/runtime/int_kv.h"
 #include "needle/runtime/kernels/kernels.h"
 
 namespace needle::runtime {
@@ -84,7 +85,7 @@ std::vector<float> product(const Kernels& kernels, const Int4Matrix& w, const Co
   return y;
 }
 
-TEST(Int8KernelsTest, TheScalarProductIsThatOfTheDequantisedNumbers) {
+TEST(IntKernelsTest, TheScalarProductIsThatOfTheDequantisedNumbers) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(format("{}x{} rows {}", c.in, c.out, c.rows));
     const auto weights = random_floats(static_cast<std::size_t>(c.in * c.out), 3);
@@ -118,7 +119,7 @@ TEST(Int8KernelsTest, TheScalarProductIsThatOfTheDequantisedNumbers) {
   }
 }
 
-TEST(Int8KernelsTest, EveryTableGivesTheSameBits) {
+TEST(IntKernelsTest, EveryTableGivesTheSameBits) {
   for (const Kernels* kernels : tables()) {
     for (const Case& c : kCases) {
       SCOPED_TRACE(format("{} {}x{} rows {}", kernels->name, c.in, c.out, c.rows));
@@ -149,7 +150,7 @@ TEST(Int8KernelsTest, EveryTableGivesTheSameBits) {
 }
 
 // Whatever a file holds: the largest sums fit their 32 bits.
-TEST(Int8KernelsTest, ExtremesDoNotOverflow) {
+TEST(IntKernelsTest, ExtremesDoNotOverflow) {
   constexpr std::int64_t kGroups = kMaxInt4Inputs / 32;
   for (const std::uint8_t codes_byte : {std::uint8_t{0}, std::uint8_t{255}}) {
     std::vector<std::uint8_t> bytes(kGroups * 272 + 32, 255);
@@ -177,7 +178,7 @@ TEST(Int8KernelsTest, ExtremesDoNotOverflow) {
   }
 }
 
-TEST(Int8KernelsTest, QuantisesTiesZerosAndWhatIsNotFinite) {
+TEST(IntKernelsTest, QuantisesTiesZerosAndWhatIsNotFinite) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   for (const Kernels* kernels : tables()) {
@@ -195,6 +196,111 @@ TEST(Int8KernelsTest, QuantisesTiesZerosAndWhatIsNotFinite) {
       const Codes codes(*kernels, {1, bad, 2}, 1, 3, 3);
       EXPECT_TRUE(std::isnan(codes.scales[0]));
       EXPECT_EQ(std::ranges::count(codes.codes, 0), 32);
+    }
+  }
+}
+
+// Keys and values of one head as the kernels want them, from numbers [count][head_dim].
+struct Head {
+  Head(std::int64_t positions, std::int64_t dim, std::uint64_t seed)
+      : count(positions),
+        head_dim(dim),
+        k(random_floats(static_cast<std::size_t>(count * dim), seed)),
+        v(random_floats(static_cast<std::size_t>(count * dim), seed + 1)) {
+    ModelConfig config;
+    config.d_model = dim;
+    config.num_heads = 1;
+    config.num_kv_heads = 1;
+    cache = IntKvCache(config, count);
+    cache.store({.kernels = &kScalarKernels}, {k.data(), count, dim}, {v.data(), count, dim});
+  }
+
+  // softmax(q K^T) V in double.
+  std::vector<double> attend(const float* q, const std::vector<std::uint8_t>& mask) const {
+    std::vector<double> weights;
+    double total = 0;
+    for (std::int64_t t = 0; t < count; ++t) {
+      double score = 0;
+      for (std::int64_t i = 0; i < head_dim; ++i) {
+        score += static_cast<double>(q[i]) * k[static_cast<std::size_t>(t * head_dim + i)];
+      }
+      const bool allowed = mask.empty() || mask[static_cast<std::size_t>(t)] != 0 ||
+                           std::ranges::count(mask, 0) == std::ssize(mask);
+      weights.push_back(
+          allowed ? std::exp(mask.empty() || mask[static_cast<std::size_t>(t)] != 0 ? score : 0.0)
+                  : 0.0);
+      total += weights.back();
+    }
+    std::vector<double> out(static_cast<std::size_t>(head_dim));
+    for (std::int64_t t = 0; t < count; ++t) {
+      for (std::int64_t i = 0; i < head_dim; ++i) {
+        out[static_cast<std::size_t>(i)] += weights[static_cast<std::size_t>(t)] / total *
+                                            v[static_cast<std::size_t>(t * head_dim + i)];
+      }
+    }
+    return out;
+  }
+
+  std::int64_t count;
+  std::int64_t head_dim;
+  std::vector<float> k;
+  std::vector<float> v;
+  IntKvCache cache;
+};
+
+TEST(IntKernelsTest, EveryTableAttends) {
+  for (const Kernels* kernels : tables()) {
+    for (const std::int64_t count : {1, 2, 15, 16, 17, 100, 301}) {
+      for (const std::int64_t head_dim : {16, 48, 64, 80}) {
+        SCOPED_TRACE(format("{} {} keys of {}", kernels->name, count, head_dim));
+        const Head head(count, head_dim, 11);
+        constexpr std::int64_t kRows = 9;  // 6 + 2 + 1
+        auto q = random_floats(static_cast<std::size_t>(kRows * head_dim), 13);
+        for (float& value : q) {
+          value /= std::sqrt(static_cast<float>(head_dim));
+        }
+        std::vector<std::uint8_t> some(static_cast<std::size_t>(count), 1);
+        some[static_cast<std::size_t>(count / 2)] = 0;
+        const std::vector<std::uint8_t> none(static_cast<std::size_t>(count), 0);
+        for (const auto& mask : {std::vector<std::uint8_t>(), some, none}) {
+          std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));
+          std::vector<float> out(static_cast<std::size_t>(kRows * head_dim), 77.0f);
+          kernels->attend(head.cache.head(0), mask.empty() ? nullptr : mask.data(),
+                          {q.data(), kRows, head_dim}, scratch.data(),
+                          {out.data(), kRows, head_dim});
+          for (std::int64_t row = 0; row < kRows; ++row) {
+            const auto expected = head.attend(q.data() + row * head_dim, mask);
+            for (std::int64_t i = 0; i < head_dim; ++i) {
+              // Steps of 1/2047 in queries, keys and values, 1/4095 and finer in the shares; sums
+              // of random signs.
+              ASSERT_NEAR(out[static_cast<std::size_t>(row * head_dim + i)],
+                          expected[static_cast<std::size_t>(i)], 6e-3)
+                  << row << ' ' << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// All shares at their largest, times the largest values: the most that 32 bits have to hold.
+TEST(IntKernelsTest, EqualKeysOfManyPositionsDoNotOverflow) {
+  for (const std::int64_t count : {256, 300, 5000}) {
+    Head head(count, 16, 3);
+    std::ranges::fill(head.k, 1.0f);
+    std::ranges::fill(head.v, 2.0f);
+    head.cache.store({.kernels = &kScalarKernels}, {head.k.data(), count, 16},
+                     {head.v.data(), count, 16});
+    const std::vector<float> q(16, 0.5f);
+    for (const Kernels* kernels : tables()) {
+      std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));
+      std::vector<float> out(16);
+      kernels->attend(head.cache.head(0), nullptr, {q.data(), 1, 16}, scratch.data(),
+                      {out.data(), 1, 16});
+      for (const float value : out) {
+        ASSERT_NEAR(value, 2.0f, 1e-5f) << kernels->name << ' ' << count;
+      }
     }
   }
 }

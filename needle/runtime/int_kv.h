@@ -1,0 +1,54 @@
+// Keys and values of a whole prompt in integers, made at once: of the encoder's self-attention and
+// of the decoder's cross-attention.
+#pragma once
+
+#include <cstdint>
+
+#include "needle/quant/model_config.h"
+#include "needle/runtime/aligned_buffer.h"
+#include "needle/runtime/kernels/kernels.h"
+#include "needle/runtime/layers.h"
+
+namespace needle::runtime {
+
+// Keys have a scale a position and head, values a scale a channel.
+class IntKvCache {
+ public:
+  // True if the kernels can hold such heads and so many positions.
+  static bool fits(const ModelConfig& config, std::int64_t positions);
+
+  IntKvCache() = default;
+  IntKvCache(const ModelConfig& config, std::int64_t positions);
+  // k, v: [positions][K * D].
+  void store(const Machine& machine, ConstRows k, ConstRows v);
+  IntKeyValues head(std::int64_t kv_head) const noexcept;
+
+ private:
+  void store_keys(std::int64_t head, ConstRows k);
+  void store_values(std::int64_t head, ConstRows v);
+
+  std::int64_t heads_ = 0;     // K
+  std::int64_t head_dim_ = 0;  // D
+  std::int64_t count_ = 0;     // T
+  std::int64_t padded_ = 0;
+  AlignedBuffer<std::int16_t> keys_;    // [K][padded][D] as IntKeyValues has them
+  AlignedBuffer<float> key_scales_;     // [K][padded]
+  AlignedBuffer<std::int16_t> values_;  // [K][padded][D]
+  AlignedBuffer<float> value_scales_;   // [K][D]
+};
+
+// Whether attention over so many positions is in integers.
+bool uses_int_attention(const Model& model, std::int64_t positions);
+
+// softmax(q K^T) V for all rows of q [n, H * D], already divided by sqrt(D); mask: empty, or a byte
+// a key. Allocates its scratch.
+void attend_int(const Machine& machine, const ModelConfig& config, const IntKvCache& cache,
+                KeyMask mask, ConstRows q, Rows out);
+// The same for one row, without allocating. scratch: [attention_scratch(count)].
+void attend_one_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
+                    KeyMask mask, const float* q, float* scratch, float* out) noexcept;
+constexpr std::int64_t attention_scratch(std::int64_t count) {
+  return 2 * kAttendRows * padded(count);
+}
+
+}  // namespace needle::runtime
