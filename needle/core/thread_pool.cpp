@@ -16,6 +16,20 @@ namespace {
 
 thread_local bool inside_parallel_for = false;
 
+// Looks at a condition for some 20 us before the caller goes to sleep: between two matrices of one
+// token there is less time than waking a thread takes.
+template <typename Condition>
+void spin_until(Condition condition) {
+  constexpr int kLooks = 1000;
+  for (int look = 0; look < kLooks && !condition(); ++look) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+}
+
 }  // namespace
 
 struct ThreadPool::Impl {
@@ -79,8 +93,9 @@ struct ThreadPool::Impl {
 
   void work() {
     std::uint64_t seen = 0;
-    std::unique_lock lock(mutex);
     for (;;) {
+      spin_until([&] { return generation.load(std::memory_order_relaxed) != seen; });
+      std::unique_lock lock(mutex);
       wake.wait(lock, [&] { return stopping || generation != seen; });
       if (stopping) {
         return;
@@ -91,6 +106,7 @@ struct ThreadPool::Impl {
       run_chunks(my_job);
       lock.lock();
       if (--busy == 0) {
+        lock.unlock();
         idle.notify_one();
       }
     }
@@ -108,6 +124,7 @@ struct ThreadPool::Impl {
     }
     wake.notify_all();
     run_chunks(job);
+    spin_until([&] { return busy.load(std::memory_order_relaxed) == 0; });
     std::unique_lock lock(mutex);
     idle.wait(lock, [&] { return busy == 0; });
     if (failure) {
@@ -133,8 +150,9 @@ struct ThreadPool::Impl {
   std::condition_variable wake;
   std::condition_variable idle;
   Job current;
-  std::uint64_t generation = 0;
-  std::size_t busy = 0;  // workers that have not finished this generation
+  // Written under the mutex; read outside it only to decide whether to look at it.
+  std::atomic<std::uint64_t> generation{0};
+  std::atomic<std::size_t> busy{0};  // workers that have not finished this generation
   std::exception_ptr failure;
   bool stopping = false;
   std::atomic<std::size_t> next_chunk{0};

@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kNormEpsilon = 1e-6f;
 constexpr std::int64_t kQuantizeWork = 4;  // of one float, for Machine::split
-constexpr std::int64_t kInt8Gain = 4;      // integer products in the time of a float's
+constexpr std::int64_t kInt8Gain = 8;      // integer products in the time of a float's
 constexpr std::int64_t kQueryRows = 32;    // query positions of one head scored at a time
 
 // Eight sums side by side: one would wait for itself at every addition.

@@ -24,7 +24,7 @@ struct Machine {
   // `work`: multiplications an item, roughly.
   template <typename Body>
   void split(std::int64_t count, std::int64_t work, Body&& body) const {
-    constexpr std::int64_t kWorthAThread = 1 << 18;  // about 30 us; waking a worker costs 5 to 10
+    constexpr std::int64_t kWorthAThread = 1 << 17;  // about 4 us; a waiting worker costs 1
     const std::int64_t grain =
         std::max<std::int64_t>(1, kWorthAThread / std::max<std::int64_t>(1, work));
     if (pool == nullptr || pool->thread_count() == 1 || count <= grain) {
