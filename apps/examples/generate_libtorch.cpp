@@ -5,7 +5,10 @@
 #include "needle/model/model_engine.h"
 #include "needle/train/saved_model.h"
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    return std::cerr << "usage: generate_libtorch RUN QUERY\n", 2;
+  }
   const std::string tools = R"([{"name": "set_alarm", "description": "Wake the user.",
       "parameters": {"time": {"type": "string", "required": true}}}])";
   const needle::SavedModel saved = needle::load_saved_model(argv[1]);

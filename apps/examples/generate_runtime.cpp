@@ -3,7 +3,10 @@
 
 #include "needle/runtime/loaded_model.h"
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    return std::cerr << "usage: generate_runtime MODEL.needle QUERY\n", 2;
+  }
   const std::string tools = R"([{"name": "set_alarm", "description": "Wake the user.",
       "parameters": {"time": {"type": "string", "required": true}}}])";
   const auto model = needle::runtime::LoadedModel::load(argv[1]);
