@@ -128,7 +128,9 @@ Subject open(const BenchOptions& options) {
   const auto file = random_weights(options.random_weights);
   const auto start = Clock::now();
   subject.random = std::make_unique<runtime::RuntimeEngine>(
-      runtime::Model::load(file, *runtime::kNumericsNames.parse(options.model.numerics)),
+      runtime::Model::load(file, runtime::select_kernels().multiply_int4 == nullptr
+                                     ? runtime::Numerics::kFloat
+                                     : *runtime::kNumericsNames.parse(options.model.numerics)),
       runtime::EngineOptions{.threads = options.model.threads});
   subject.load_ms = milliseconds_since(start);
   subject.file_bytes = file->size_bytes();
@@ -173,7 +175,8 @@ void bench(const BenchOptions& options) {
                          {"threads", options.model.threads},
                          {"value", metric.value},
                          {"kernels", subject.engine().kernel_name()},
-                         {"numerics", options.model.numerics}})
+                         {"numerics",
+                          runtime::kNumericsNames.name(subject.engine().model().numerics)}})
                        .dump()
                 << '\n';
     }

@@ -44,7 +44,7 @@ struct EncoderPass {
     }
   }
 
-  bool int_attention() const { return uses_int_attention(model, count); }
+  bool int_attention() const { return uses_int_attention(*machine.kernels, model, count); }
 
   Activations activations(const AlignedBuffer<float>& rows, std::int64_t width) {
     return prepare(machine, model, view(rows, count, width), width, codes);
@@ -199,7 +199,7 @@ std::vector<float> embed(const Machine& machine, const Model& model,
 std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
                                        std::span<const TokenId> prompt, std::int64_t max_tokens) {
   const ModelConfig& config = model.config;
-  auto request = std::make_unique<Request>(model, std::ssize(prompt), max_tokens);
+  auto request = std::make_unique<Request>(*machine.kernels, model, std::ssize(prompt), max_tokens);
   request->prompt_mask = padding_mask(config, prompt);
   const AlignedBuffer<float> states = encode(machine, model, prompt);
   const std::int64_t count = std::ssize(prompt);

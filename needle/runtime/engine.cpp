@@ -165,7 +165,11 @@ RuntimeEngine::RuntimeEngine(std::shared_ptr<const Model> model, const EngineOpt
     : model_(std::move(model)),
       pool_(options.threads == 1 ? nullptr : std::make_unique<ThreadPool>(options.threads)),
       machine_{.kernels = options.kernels != nullptr ? options.kernels : &select_kernels(),
-               .pool = pool_.get()} {}
+               .pool = pool_.get()} {
+  NEEDLE_CHECK(model_->numerics == Numerics::kFloat || machine_.kernels->multiply_int4 != nullptr,
+               "the kernels {} have no integer products; load the model with Numerics::kFloat",
+               machine_.kernels->name);
+}
 
 RuntimeEngine::~RuntimeEngine() = default;
 

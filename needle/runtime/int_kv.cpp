@@ -86,8 +86,9 @@ IntKeyValues IntKvCache::head(std::int64_t kv_head) const noexcept {
           .value_scales = value_scales_.data() + kv_head * head_dim_};
 }
 
-bool uses_int_attention(const Model& model, std::int64_t positions) {
-  return model.numerics == Numerics::kInt8 && IntKvCache::fits(model.config, positions);
+bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t positions) {
+  return model.numerics == Numerics::kInt8 && kernels.attend != nullptr &&
+         IntKvCache::fits(model.config, positions);
 }
 
 void attend_int(const Machine& machine, const ModelConfig& config, const IntKvCache& cache,

@@ -38,7 +38,7 @@ class IntKvCache {
 };
 
 // Whether attention over so many positions is in integers.
-bool uses_int_attention(const Model& model, std::int64_t positions);
+bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t positions);
 
 // softmax(q K^T) V for all rows of q [n, H * D], already divided by sqrt(D); mask: empty, or a byte
 // a key. Allocates its scratch.

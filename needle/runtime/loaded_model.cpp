@@ -33,6 +33,10 @@ PromptConfig read_prompt_config(const WeightsFile& file) {
   }
 }
 
+Numerics usable(Numerics wanted) {
+  return select_kernels().multiply_int4 == nullptr ? Numerics::kFloat : wanted;
+}
+
 }  // namespace
 
 struct LoadedModel::Impl {
@@ -41,7 +45,8 @@ struct LoadedModel::Impl {
         prompt(read_prompt_config(*file)),
         config(file->config()),
         file_bytes(file->size_bytes()),
-        engine(Model::load(std::move(file), options.numerics), {.threads = options.threads}),
+        engine(Model::load(std::move(file), usable(options.numerics)),
+               {.threads = options.threads}),
         caller(engine, tokenizer, prompt) {}
 
   Tokenizer tokenizer;

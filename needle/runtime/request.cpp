@@ -11,8 +11,10 @@ AlignedBuffer<float> floats(std::int64_t count) {
 
 }  // namespace
 
-Request::Request(const Model& model, std::int64_t prompt_count, std::int64_t token_count)
-    : Request(model.config, uses_int_attention(model, prompt_count), prompt_count, token_count) {}
+Request::Request(const Kernels& kernels, const Model& model, std::int64_t prompt_count,
+                 std::int64_t token_count)
+    : Request(model.config, uses_int_attention(kernels, model, prompt_count), prompt_count,
+              token_count) {}
 
 Request::Request(const ModelConfig& config, bool in_int8, std::int64_t prompt_count,
                  std::int64_t token_count)

@@ -15,7 +15,8 @@ namespace needle::runtime {
 
 struct Request {
   // `prompt_tokens` T, `max_tokens`: the decoder tokens that will be fed at most.
-  Request(const Model& model, std::int64_t prompt_tokens, std::int64_t max_tokens);
+  Request(const Kernels& kernels, const Model& model, std::int64_t prompt_tokens,
+          std::int64_t max_tokens);
 
   std::int64_t position = 0;  // decoder tokens fed so far
   std::int64_t max_tokens;

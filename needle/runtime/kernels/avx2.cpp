@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kLanes = 8;
 #include "needle/runtime/kernels/int8_avx2.inc"
-#include "needle/runtime/kernels/int_attention.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept {
@@ -23,6 +22,6 @@ const Kernels kAvx2Kernels{.name = "avx2",
                            .softmax = softmax,
                            .quantize = quantize,
                            .multiply_int4 = multiply_int4,
-                           .attend = attend};
+                           .attend = nullptr};
 
 }  // namespace needle::runtime

@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kLanes = 16;
 #include "needle/runtime/kernels/int8_avx2.inc"
-#include "needle/runtime/kernels/int_attention.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept { return __builtin_cpu_supports("avx512f") != 0; }
@@ -21,6 +20,6 @@ const Kernels kAvx512Kernels{.name = "avx512",
                              .softmax = softmax,
                              .quantize = quantize,
                              .multiply_int4 = multiply_int4,
-                             .attend = attend};
+                             .attend = nullptr};
 
 }  // namespace needle::runtime

@@ -5,8 +5,6 @@ namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 4;
-#include "needle/runtime/kernels/int8_portable.inc"
-#include "needle/runtime/kernels/int_attention.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept { return true; }
@@ -17,8 +15,8 @@ const Kernels kGenericKernels{.name = "generic",
                               .supported = supported,
                               .multiply = multiply,
                               .softmax = softmax,
-                              .quantize = quantize,
-                              .multiply_int4 = multiply_int4,
-                              .attend = attend};
+                              .quantize = nullptr,
+                              .multiply_int4 = nullptr,
+                              .attend = nullptr};
 
 }  // namespace needle::runtime

@@ -96,6 +96,9 @@ struct Kernels {
   // 16; what lies there is overwritten.
   void (*softmax)(float* row, std::int64_t count) noexcept;
 
+  // The integer kernels are nullptr in tables whose float loops are faster: a model then computes
+  // in float (generic: all of it; avx2 and avx512: attention).
+
   // The `in` floats of each row in 8 bits: scale = largest magnitude / 127, codes rounded to the
   // nearest, ties to even. A row of zeros, or with a value that is not finite, has scale 0 or NaN
   // and codes 0. Every table gives the same bits.
