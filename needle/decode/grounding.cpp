@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "needle/calls/utf8.h"
+#include "needle/decode/text_automaton.h"
 
 namespace needle {
 namespace {
@@ -21,6 +22,16 @@ std::uint32_t folded(std::uint32_t c) {
     return c + 0x20;
   }
   return c >= 0x400 && c <= 0x40F ? c + 0x50 : c;
+}
+
+// The upper case of a folded character; itself if it has none.
+std::uint32_t unfolded(std::uint32_t c) {
+  for (const std::uint32_t distance : {0x20u, 0x50u}) {
+    if (c >= distance && folded(c - distance) == c) {
+      return c - distance;
+    }
+  }
+  return c;
 }
 
 bool is_space(std::uint32_t c) { return c == ' ' || (c >= '\t' && c <= '\r') || c == 0xA0; }
@@ -73,18 +84,23 @@ QuerySpans::QuerySpans(std::string_view query) {
   for (std::size_t i = count + 1; i-- > 0;) {
     to_an_end_[i] = ends_[i] || i == count ? 0 : to_an_end_[i + 1] + 1;
   }
+  bytes_to_an_end_.resize(count + 1);
+  for (std::size_t i = count; i-- > 0;) {
+    const std::uint32_t c = characters_[i].folded;
+    bytes_to_an_end_[i] = ends_[i] ? 0 : bytes_to_an_end_[i + 1] + fewest_json_bytes(c, c);
+  }
+  // Behind the last word no span can end: such places are dead ends.
+  const auto last = std::find(ends_.rbegin(), ends_.rend(), true);
+  last_end_ = last == ends_.rend() ? 0 : static_cast<std::size_t>(ends_.rend() - last) - 1;
 }
 
 QuerySpans::State QuerySpans::start() const { return starts_; }
 
 QuerySpans::State QuerySpans::advance(const State& state, std::uint32_t code_point) const {
   const std::uint32_t wanted = is_space(code_point) ? ' ' : folded(code_point);
-  // Behind the last word no span can end: such places are dead ends.
-  const auto last = std::find(ends_.rbegin(), ends_.rend(), true);
-  const auto limit = static_cast<std::size_t>(ends_.rend() - last);  // last end + 1
   State next;
   for (const std::uint32_t i : state) {
-    if (i + 1 < limit && characters_[i].folded == wanted) {
+    if (i < last_end_ && characters_[i].folded == wanted) {
       next.push_back(i + 1);
     }
   }
@@ -108,6 +124,41 @@ std::size_t QuerySpans::shortest_end(const State& state) const {
     any = true;
   }
   return shortest;
+}
+
+std::int32_t QuerySpans::bytes_to_end(const State& state) const {
+  const bool at_start = state == starts_;
+  std::int32_t fewest = -1;
+  for (const std::uint32_t i : state) {
+    const std::uint32_t c = at_start ? characters_[i].folded : 0;
+    const std::int32_t here =
+        at_start ? bytes_to_an_end_[i + 1] + fewest_json_bytes(c, c) : bytes_to_an_end_[i];
+    fewest = fewest < 0 ? here : std::min(fewest, here);
+  }
+  return fewest;
+}
+
+std::int32_t QuerySpans::bytes_behind(const State& state, std::uint32_t first,
+                                      std::uint32_t last) const {
+  std::int32_t fewest = -1;
+  const auto in_range = [&](std::uint32_t c) { return first <= c && c <= last; };
+  for (const std::uint32_t i : state) {
+    const std::uint32_t c = i < last_end_ ? characters_[i].folded : 0;
+    if (i < last_end_ && (in_range(c) || in_range(unfolded(c)))) {
+      fewest = fewest < 0 ? bytes_to_an_end_[i + 1] : std::min(fewest, bytes_to_an_end_[i + 1]);
+    }
+  }
+  return fewest;
+}
+
+std::vector<std::uint32_t> QuerySpans::next_characters(const State& state) const {
+  std::vector<std::uint32_t> next;
+  for (const std::uint32_t i : state) {
+    if (i < last_end_) {
+      next.push_back(characters_[i].folded);
+    }
+  }
+  return next;
 }
 
 std::optional<TextRange> QuerySpans::find(std::string_view text) const {

@@ -32,6 +32,13 @@ class QuerySpans {
   // that start() and advance() give there is one, unless it is empty.
   std::size_t shortest_end(const State& state) const;
 
+  // JSON bytes to the nearest place where a span may end, at least.
+  std::int32_t bytes_to_end(const State& state) const;
+  // The same behind any character of first..last (a gap is one space there); -1: none may follow.
+  std::int32_t bytes_behind(const State& state, std::uint32_t first, std::uint32_t last) const;
+  // Characters that may follow, in the query's letter case; the other case may follow, too.
+  std::vector<std::uint32_t> next_characters(const State& state) const;
+
   // The first place where `text` (UTF-8) stands, as bytes of the query; nothing if it does not.
   std::optional<TextRange> find(std::string_view text) const;
 
@@ -46,6 +53,8 @@ class QuerySpans {
   State starts_;
   std::vector<bool> ends_;              // by number of characters before
   std::vector<std::size_t> to_an_end_;  // characters to the next end
+  std::vector<std::int32_t> bytes_to_an_end_;
+  std::size_t last_end_ = 0;  // characters before the last place where a span may end
 };
 
 // A number of the query, in digits ("2.5", "-3") or English words ("twenty five", "two hundred and

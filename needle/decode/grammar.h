@@ -1,0 +1,152 @@
+// What an answer may be, compiled from tools or a JSON Schema: nodes that grammar_machine.h follows
+// byte by byte.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "needle/calls/json_value.h"
+#include "needle/core/enum_names.h"
+#include "needle/decode/number_automaton.h"
+#include "needle/decode/schema_shapes.h"
+#include "needle/decode/text_automaton.h"
+#include "needle/decode/token_set.h"
+#include "needle/decode/token_trie.h"
+
+namespace needle {
+
+// Which free strings must be spans of the query. A schema's "x-grounded": true or false goes
+// before, and holds for numbers, too.
+enum class Grounding {
+  kOff,   // none but those
+  kAuto,  // all without a form of their own (no enum, pattern, format or length)
+};
+inline constexpr EnumNames<Grounding, 2> kGroundingNames{
+    {{{Grounding::kOff, "off"}, {Grounding::kAuto, "auto"}}}};
+
+struct GrammarOptions {
+  JsonEscapes escapes = JsonEscapes::kAscii;  // how listed texts and keys are spelled
+  Grounding grounding = Grounding::kOff;
+  // Parameters that are grounded besides: "tool.parameter", or "tool" for all strings and numbers
+  // of one.
+  std::vector<std::string> grounded;
+  int recursion_depth = 4;  // how often a schema may hold itself
+};
+
+// Immutable but for caches behind a mutex: safe from several threads.
+class Grammar {
+ public:
+  enum class Kind : std::uint8_t { kLiterals, kNumber, kString, kArray, kObject };
+  struct Node {
+    Kind kind = Kind::kLiterals;
+    std::int32_t index = 0;
+  };
+  // The ways a value may go, and the fewest tokens that spell one.
+  struct Value {
+    std::vector<Node> nodes;
+    std::int32_t tokens = 0;
+  };
+
+  // One of some texts: sorted, without repeats.
+  struct Literals {
+    std::vector<std::string> texts;
+    std::vector<std::vector<std::int32_t>> tokens;  // fewest for texts[i] from each byte on
+  };
+  struct Number {
+    NumberAutomaton automaton;
+    bool grounded = false;  // must stand in the query
+  };
+  struct String {
+    std::int32_t automaton = 0;  // index into automata
+    std::int64_t min_length = 0, max_length = -1;
+    bool grounded = false;
+  };
+  struct Array {
+    std::vector<Value> prefix;
+    std::optional<Value> items;  // behind the prefix; nothing: no more
+    std::int64_t min_items = 0, max_items = -1;
+    bool unique = false;  // then all values are literals
+  };
+  struct Object {
+    Literals keys;  // "\"name\":", in this order
+    std::vector<Value> values;
+    std::vector<bool> required;
+    std::vector<std::uint64_t> key_hashes;  // sorted; of the names, as hash_text
+    std::optional<Value> extra;             // of keys that are not declared
+  };
+  // One call of a tool: its head up to the arguments, and these.
+  struct Calls {
+    Literals heads;  // {"name":"...","arguments":
+    std::vector<Value> arguments;
+    std::vector<std::string> names;  // as heads
+  };
+
+  // Answers of a FunctionCaller: a list of calls of the tools that `tools_json` declares (any style
+  // that parse_tools reads). Throws Error or DataError naming the place in the tools where they
+  // contradict themselves, are no tools, or have the same name.
+  static std::shared_ptr<const Grammar> of_tools(std::string_view tools_json,
+                                                 std::shared_ptr<const TokenTrie> trie,
+                                                 const GrammarOptions& options = {});
+  // One JSON value that fits `schema`.
+  static std::shared_ptr<const Grammar> of_schema(const JsonValue& schema,
+                                                  std::shared_ptr<const TokenTrie> trie,
+                                                  const GrammarOptions& options = {});
+
+  // Keywords that answers need not obey, with the reason.
+  const std::vector<Unenforced>& unenforced() const { return unenforced_; }
+  const TokenTrie& trie() const { return *trie_; }
+  bool has_grounded() const { return has_grounded_; }
+
+  const Calls* calls() const { return calls_ ? &*calls_ : nullptr; }  // of_tools
+  const Value& root() const { return root_; }                         // of_schema
+  const Literals& literals(std::int32_t index) const { return at(literals_, index); }
+  std::int32_t number_count() const { return static_cast<std::int32_t>(numbers_.size()); }
+  const Number& number(std::int32_t index) const { return at(numbers_, index); }
+  const String& string(std::int32_t index) const { return at(strings_, index); }
+  const Array& array(std::int32_t index) const { return at(arrays_, index); }
+  const Object& object(std::int32_t index) const { return at(objects_, index); }
+  const TextAutomaton& automaton(std::int32_t index) const { return at(automata_, index); }
+  static constexpr std::int32_t kAnything = 0;  // the automaton of all texts
+
+  // Tokens that stay inside a string from `state` of an automaton on, between two characters.
+  std::shared_ptr<const TokenSet> inside(std::int32_t automaton, std::int32_t state) const;
+
+ private:
+  friend class GrammarCompiler;
+  explicit Grammar(std::shared_ptr<const TokenTrie> trie) : trie_(std::move(trie)) {}
+
+  template <typename T>
+  static const T& at(const std::vector<T>& all, std::int32_t index) {
+    return all[static_cast<std::size_t>(index)];
+  }
+
+  std::shared_ptr<const TokenTrie> trie_;
+  std::vector<Literals> literals_;
+  std::vector<Number> numbers_;
+  std::vector<String> strings_;
+  std::vector<Array> arrays_;
+  std::vector<Object> objects_;
+  std::vector<TextAutomaton> automata_;
+  std::optional<Calls> calls_;
+  Value root_;
+  std::vector<Unenforced> unenforced_;
+  bool has_grounded_ = false;
+
+  mutable std::mutex inside_mutex_;
+  mutable std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<const TokenSet>> inside_;
+};
+
+// FNV-1a over code points, begun with kTextHash.
+inline constexpr std::uint64_t kTextHash = 0xCBF29CE484222325;
+inline std::uint64_t hash_code_point(std::uint64_t hash, std::uint32_t code_point) {
+  return (hash ^ code_point) * 0x100000001B3;
+}
+
+}  // namespace needle

@@ -1,0 +1,211 @@
+#include "needle/decode/grammar_constraint.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "needle/core/error.h"
+
+namespace needle {
+namespace {
+
+constexpr std::size_t kMostForcedBytes = 4096;
+constexpr std::size_t kRecentTokens = 3;
+
+std::shared_ptr<GroundedValues> grounded_values(const Grammar& grammar, std::string_view query) {
+  return grammar.has_grounded() ? std::make_shared<GroundedValues>(grammar, query) : nullptr;
+}
+
+}  // namespace
+
+GrammarConstraint::GrammarConstraint(std::shared_ptr<const Grammar> grammar, Tokenizer tokenizer,
+                                     const CallLimits& limits, std::string_view query)
+    : grammar_(std::move(grammar)),
+      tokenizer_(std::move(tokenizer)),
+      machine_(grammar_, limits, grounded_values(*grammar_, query)),
+      threads_(machine_.start()),
+      allowed_(grammar_->trie().vocab_size()),
+      by_depth_(grammar_->trie().longest() + 2) {}
+
+std::int64_t GrammarConstraint::min_tokens() const {
+  return machine_.tokens_to_end(threads_) + (started_ ? 0 : 1);
+}
+
+std::unique_ptr<Constraint> GrammarConstraint::clone() const {
+  return std::make_unique<GrammarConstraint>(*this);
+}
+
+void GrammarConstraint::accept(TokenId token) {
+  if (!started_) {
+    NEEDLE_CHECK(token == kToolCallId, "an answer begins with {}, got token {}", kToolCallPiece,
+                 token);
+    started_ = true;
+    return;
+  }
+  const TokenTrie& trie = grammar_->trie();
+  NEEDLE_CHECK(token >= 0 && token < trie.vocab_size() && !trie.text(token).empty(),
+               "token {} adds nothing to an answer", token);
+  Threads next;
+  for (const char byte : trie.text(token)) {
+    machine_.step(threads_, static_cast<std::uint8_t>(byte), next);
+    threads_.swap(next);
+  }
+  NEEDLE_CHECK(!threads_.empty(), "token {} does not fit the grammar here", token);
+  if (recent_.size() == kRecentTokens) {
+    recent_.erase(recent_.begin());
+  }
+  recent_.push_back(token);
+}
+
+const TokenSet* GrammarConstraint::allowed(std::int64_t tokens_left) {
+  allowed_.clear();
+  if (!started_) {
+    allowed_.insert(kToolCallId);
+    return &allowed_;
+  }
+  if (machine_.may_end(threads_)) {
+    allowed_.insert(kEosId);
+  }
+  // Below what the shortest way needs nothing can be kept; then at least the text stays valid.
+  const bool can_be_kept = tokens_left >= machine_.tokens_to_end(threads_);
+  Walk how{.tokens_left = can_be_kept ? tokens_left - 1 : std::numeric_limits<std::int64_t>::max()};
+  const auto place = machine_.string_place(threads_);
+  const auto longest = static_cast<std::int64_t>(grammar_->trie().longest());
+  if (place && (place->characters_left < 0 || place->characters_left >= longest) &&
+      how.tokens_left >= place->most_tokens_to_end) {
+    const std::shared_ptr<const TokenSet> inside = grammar_->inside(place->automaton, place->state);
+    std::ranges::copy(inside->words(), allowed_.words().begin());
+    how.only_quotes = true;
+  }
+  threads_at(0) = threads_;
+  walk(grammar_->trie().node(TokenTrie::kRoot), 0, how);
+  return &allowed_;
+}
+
+GrammarMachine::Threads& GrammarConstraint::threads_at(std::size_t depth) {
+  return by_depth_[depth];
+}
+
+// Inserts all tokens below `node` that may follow; true if there is one.
+bool GrammarConstraint::walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how) {
+  bool any = false;
+  for (const TokenTrie::Node& child : grammar_->trie().children(node)) {
+    if (how.only_quotes && !child.has_quote_below) {
+      continue;
+    }
+    const GrammarMachine::Mark before = machine_.mark();
+    Threads& next = threads_at(depth + 1);
+    machine_.step(threads_at(depth), child.byte, next);
+    if (!next.empty()) {
+      if (child.token >= 0 && machine_.tokens_to_end(next) <= how.tokens_left) {
+        any = true;
+        if (!how.first_is_enough) {
+          allowed_.insert(child.token);
+        }
+      }
+      any = (!any || !how.first_is_enough ? walk(child, depth + 1, how) : true) || any;
+    }
+    machine_.release(before);
+    if (any && how.first_is_enough) {
+      return true;
+    }
+  }
+  return any;
+}
+
+std::span<const TokenId> GrammarConstraint::forced(std::int64_t /*tokens_left*/) {
+  forced_.clear();
+  if (!started_) {
+    forced_.push_back(kToolCallId);
+    return forced_;
+  }
+  if (threads_.size() == 1 && threads_[0] == GrammarMachine::kDone) {
+    forced_.push_back(kEosId);
+    return forced_;
+  }
+  const GrammarMachine::Mark before = machine_.mark();
+  Threads behind = threads_;
+  const std::string text = forced_text(behind);
+  if (!text.empty()) {
+    spell(text, settled(text, behind));
+  }
+  machine_.release(before);
+  return forced_;
+}
+
+// All that comes before the next choice; `behind` becomes the threads there.
+std::string GrammarConstraint::forced_text(Threads& behind) {
+  std::string text;
+  Threads next;
+  while (text.size() < kMostForcedBytes && !machine_.may_end(behind)) {
+    const NextByte only = machine_.next_byte(behind);
+    if (only.count != 1) {
+      break;
+    }
+    machine_.step(behind, only.byte, next);
+    if (next.empty()) {
+      break;
+    }
+    behind.swap(next);
+    text += static_cast<char>(only.byte);
+  }
+  return text;
+}
+
+// How much of a forced text no token can take beyond its end: a longer token that begins further
+// behind would be spelled otherwise.
+std::size_t GrammarConstraint::settled(std::string_view text, const Threads& behind) {
+  const TokenTrie& trie = grammar_->trie();
+  const std::size_t first = text.size() - std::min(text.size(), trie.longest());
+  threads_at(0) = behind;
+  for (std::size_t begin = first; begin < text.size(); ++begin) {
+    const TokenTrie::Node* at = &trie.node(TokenTrie::kRoot);
+    for (std::size_t i = begin; i < text.size() && at != nullptr; ++i) {
+      at = trie.child(*at, static_cast<std::uint8_t>(text[i]));
+    }
+    if (at != nullptr &&
+        walk(*at, 0,
+             {.tokens_left = std::numeric_limits<std::int64_t>::max(), .first_is_enough = true})) {
+      return begin;
+    }
+  }
+  return text.size();
+}
+
+// The tokens of `text` as training saw them: those of the recent tokens' text and this one
+// together, if they begin with the recent ones.
+void GrammarConstraint::spell(std::string_view text, std::size_t settled) {
+  const TokenTrie& trie = grammar_->trie();
+  for (std::size_t known = recent_.size() + 1; known-- > 0;) {
+    const std::span<const TokenId> tail = std::span(recent_).last(known);
+    std::string whole(
+        kToolCallPiece);  // nothing merges across it: what follows is as inside a text
+    for (const TokenId token : tail) {
+      whole += trie.text(token);
+    }
+    const std::size_t begin = whole.size();
+    whole += text;
+    std::vector<TokenId> ids = tokenizer_.encode(whole, SpecialText::kSpecial);
+    const auto marker = std::ranges::find(ids, kToolCallId);
+    if (marker == ids.end() || ids.end() - marker - 1 < std::ssize(tail) ||
+        !std::ranges::equal(tail, std::span(marker + 1, tail.size()))) {
+      continue;
+    }
+    std::size_t at = begin;
+    bool same = true;
+    for (auto id = marker + 1 + std::ssize(tail); id != ids.end() && same; ++id) {
+      const std::string_view piece = trie.text(*id);
+      same = !piece.empty() && std::string_view(whole).substr(at).starts_with(piece);
+      at += piece.size();
+      if (same && at - begin <= settled) {
+        forced_.push_back(*id);
+      }
+    }
+    if (same) {
+      return;
+    }
+    forced_.clear();
+  }
+}
+
+}  // namespace needle

@@ -1,0 +1,65 @@
+// A compiled grammar as a constraint of the token loop: the tokens that keep an answer valid and
+// still let it end inside the budget, and the runs of tokens that leave no choice.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "needle/decode/constraint.h"
+#include "needle/decode/grammar.h"
+#include "needle/decode/grammar_machine.h"
+#include "needle/text/tokenizer.h"
+
+namespace needle {
+
+// One answer: <tool_call>, then the grammar's text, then eos. Any way through allowed() gives text
+// that is valid, and whole whenever the budget was at least min_tokens() at the begin. Not
+// thread-safe; clones share the grammar and what is grounded.
+class GrammarConstraint : public Constraint {
+ public:
+  // `query`: what grounded values must stand in; may be empty. Throws Error where `limits` ask for
+  // calls that the tools do not have.
+  GrammarConstraint(std::shared_ptr<const Grammar> grammar, Tokenizer tokenizer,
+                    const CallLimits& limits = {}, std::string_view query = {});
+
+  // Budgets below this may cut the answer off: tokens of the shortest answer, at least, without
+  // eos.
+  std::int64_t min_tokens() const;
+
+  const TokenSet* allowed(std::int64_t tokens_left) override;
+  std::span<const TokenId> forced(std::int64_t tokens_left) override;
+  void accept(TokenId token) override;
+  std::unique_ptr<Constraint> clone() const override;
+
+  bool is_whole() const { return started_ && machine_.may_end(threads_); }
+
+ private:
+  using Threads = GrammarMachine::Threads;
+
+  struct Walk {
+    std::int64_t tokens_left = 0;  // behind the token that the walk looks for
+    bool only_quotes = false;      // only tokens that hold a quote
+    bool first_is_enough = false;  // stop at any token
+  };
+  bool walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how);
+  Threads& threads_at(std::size_t depth);
+  std::string forced_text(Threads& behind);
+  std::size_t settled(std::string_view text, const Threads& behind);
+  void spell(std::string_view text, std::size_t settled);
+
+  std::shared_ptr<const Grammar> grammar_;
+  Tokenizer tokenizer_;
+  GrammarMachine machine_;
+  Threads threads_;
+  bool started_ = false;         // <tool_call> came
+  std::vector<TokenId> recent_;  // the last tokens: how a text goes on depends on them
+  TokenSet allowed_;
+  std::vector<TokenId> forced_;
+  std::vector<Threads> by_depth_;  // of walk()
+};
+
+}  // namespace needle

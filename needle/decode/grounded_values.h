@@ -1,0 +1,47 @@
+// What grounded strings and numbers of one request may be: the query's spans and numbers, in the
+// form that a grammar machine follows.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string_view>
+#include <vector>
+
+#include "needle/decode/grammar.h"
+#include "needle/decode/grounding.h"
+
+namespace needle {
+
+// States of the query's spans get numbers as they are met. Not thread-safe.
+class GroundedValues {
+ public:
+  GroundedValues(const Grammar& grammar, std::string_view query);
+
+  // Without words nothing can be grounded: strings are free then.
+  bool has_spans() const { return !spans_.empty(); }
+  static constexpr std::int32_t kStart = 0;
+  std::int32_t advance(std::int32_t state, std::uint32_t code_point);  // -1: no way
+  bool may_end(std::int32_t state) const { return spans_.may_end(at(state)); }
+  std::int32_t bytes_to_end(std::int32_t state) const { return spans_.bytes_to_end(at(state)); }
+  std::int32_t bytes_behind(std::int32_t state, std::uint32_t first, std::uint32_t last) const {
+    return spans_.bytes_behind(at(state), first, last);
+  }
+  std::vector<std::uint32_t> next_characters(std::int32_t state) const {
+    return spans_.next_characters(at(state));
+  }
+
+  // The query's numbers that fit a number node; nullptr: none does, so that the number is free.
+  const Grammar::Literals* numbers(std::int32_t node) const;
+
+ private:
+  const QuerySpans::State& at(std::int32_t state) const {
+    return states_[static_cast<std::size_t>(state)];
+  }
+
+  QuerySpans spans_;
+  std::vector<QuerySpans::State> states_;
+  std::map<QuerySpans::State, std::int32_t> numbers_of_states_;
+  std::map<std::int32_t, Grammar::Literals> numbers_;  // by number node
+};
+
+}  // namespace needle
