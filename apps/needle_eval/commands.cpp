@@ -89,16 +89,25 @@ void add_model_options(CLI::App& command, EvalModelOptions& options) {
 }
 
 struct AnswerOptions {
-  std::string constrain = "names";
+  std::string constrain = "grammar";
+  std::string ground = "off";
   std::int64_t max_gen_len = 512;
   std::size_t threads = 0;
 };
 
 void add_answer_options(CLI::App& command, AnswerOptions& options) {
   command
-      .add_option("--constrain", options.constrain,
-                  "names: tool names and argument keys can only be declared ones; none: free")
-      ->check(CLI::IsMember({"names", "none"}))
+      .add_option(
+          "--constrain", options.constrain,
+          "grammar: answers valid by the tools' schemas; names: declared tool names and argument "
+          "keys, as the reference; none: free")
+      ->check(CLI::IsMember({"grammar", "names", "none"}))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--ground", options.ground,
+          "auto: strings without a form of their own must stand in the query (with grammar)")
+      ->check(CLI::IsMember({"off", "auto"}))
       ->capture_default_str();
   command.add_option("--max-gen-len", options.max_gen_len, "Longest answer in tokens")
       ->check(CLI::PositiveNumber)
@@ -116,6 +125,7 @@ Predictions answer(const EvalModel& model, std::span<const EvalCase> cases,
   return predict_calls(caller, cases,
                        {.max_gen_len = options.max_gen_len,
                         .constrain = *kConstrainNames.parse(options.constrain),
+                        .grounding = *kGroundingNames.parse(options.ground),
                         .threads = options.threads,
                         .on_progress = [&](std::size_t done) { progress.set(done); }});
 }
@@ -157,11 +167,9 @@ void calls(CallsOptions options) {
     names.push_back(model.name);
   }
 
-  Json json = {{"data", options.data.file},
-               {"constrain", options.answer.constrain},
-               {"max_gen_len", options.answer.max_gen_len},
-               {"kernels", options.model.kernels},
-               {"embedding", options.model.embedding},
+  Json json = {{"data", options.data.file},        {"constrain", options.answer.constrain},
+               {"ground", options.answer.ground},  {"max_gen_len", options.answer.max_gen_len},
+               {"kernels", options.model.kernels}, {"embedding", options.model.embedding},
                {"models", Json::array()}};
   std::vector<NamedReport> columns;
   for (std::size_t i = 0; i < reports.size(); ++i) {

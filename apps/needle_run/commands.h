@@ -25,6 +25,9 @@ struct ModelOptions {
 // JSON text of --tools: a file, or the JSON itself. Throws unless it is an array of tools.
 std::string read_tools(const std::string& argument);
 
+// A JSON Schema: the text itself or a file; empty stays empty. Not parsed.
+std::string read_schema(const std::string& argument);
+
 // One line of `text` at a time from stdin; false at its end. Empty lines are skipped.
 bool next_query(std::string& query);
 

@@ -19,7 +19,13 @@ struct GenerateCommand {
   std::string tools;
   std::string query;
   CLI::Option* query_option = nullptr;
-  std::string constrain = std::string(kConstrainNames.name(Constrain::kNames));
+  std::string constrain = std::string(kConstrainNames.name(Constrain::kGrammar));
+  std::string tool_choice = "auto";
+  std::int64_t max_calls = -1;
+  std::string ground = std::string(kGroundingNames.name(Grounding::kOff));
+  std::vector<std::string> grounded;
+  std::string schema;
+  bool strict = false;
   std::int64_t max_gen_len = 512;
   bool confidence = false;
   bool trace = false;
@@ -44,6 +50,17 @@ std::string json_line(const std::string& query, const CallResult& result,
   line.set("cut_tools_tokens", JsonValue::integer(result.cut_tools_tokens));
   line.set("prefill_ms", JsonValue::number(1e3 * result.prefill_seconds));
   line.set("decode_ms", JsonValue::number(1e3 * result.decode_seconds));
+  if (!result.unenforced.empty()) {
+    JsonValue notes = JsonValue::array();
+    for (const Unenforced& one : result.unenforced) {
+      JsonValue note = JsonValue::object();
+      note.set("path", JsonValue::string(one.path));
+      note.set("keyword", JsonValue::string(one.keyword));
+      note.set("reason", JsonValue::string(one.reason));
+      notes.items().push_back(std::move(note));
+    }
+    line.set("unenforced", std::move(notes));
+  }
   if (result.confidence) {
     line.set("confidence", to_json(*result.confidence, result, query));
   }
@@ -102,6 +119,19 @@ void answer(const runtime::LoadedModel& model, const GenerateCommand& options, C
   warn_if_cut(result);
 }
 
+CallLimits call_limits(const GenerateCommand& options) {
+  CallLimits limits{.max_calls = options.max_calls};
+  if (options.tool_choice == "none") {
+    limits.max_calls = 0;
+  } else if (options.tool_choice != "auto") {
+    limits.min_calls = 1;
+    if (options.tool_choice != "required") {
+      limits.tool = options.tool_choice;
+    }
+  }
+  return limits;
+}
+
 void generate(const GenerateCommand& options) {
   const auto constrain = kConstrainNames.parse(options.constrain);
   if (!constrain) {
@@ -115,6 +145,11 @@ void generate(const GenerateCommand& options) {
                             .tools_json = read_tools(options.tools),
                             .max_gen_len = options.max_gen_len,
                             .constrain = *constrain,
+                            .calls = call_limits(options),
+                            .grounding = *kGroundingNames.parse(options.ground),
+                            .grounded = options.grounded,
+                            .response_schema = read_schema(options.schema),
+                            .strict = options.strict,
                             .detail = options.trace        ? StepDetail::kTrace
                                       : options.confidence ? StepDetail::kConfidence
                                                            : StepDetail::kNone,
@@ -143,8 +178,29 @@ void add_generate(CLI::App& app) {
   options->query_option =
       app.add_option("-q,--query", options->query, "Query; without it one a line from stdin");
   app.add_option("--constrain", options->constrain,
-                 "names: only declared tools and parameters can be written; none")
+                 "grammar: answers are valid by the tools' schemas and always whole; names: only "
+                 "declared tools and parameters can be written, as in the reference; none")
       ->capture_default_str();
+  app.add_option(
+         "--tool-choice", options->tool_choice,
+         "auto: any number of calls; required: at least one; none; or a tool's name: calls of "
+         "this one")
+      ->capture_default_str();
+  app.add_option("--max-calls", options->max_calls, "At most N calls in an answer")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option(
+         "--ground", options->ground,
+         "auto: strings without a form of their own (enum, pattern, ...) must stand in the query")
+      ->check(CLI::IsMember({"off", "auto"}))
+      ->capture_default_str();
+  app.add_option(
+      "--grounded", options->grounded,
+      "A tool, or tool.parameter, whose strings and numbers must stand in the query; repeatable");
+  app.add_option(
+      "--schema", options->schema,
+      "JSON Schema (a file or the JSON itself): answer with one such value instead of calls");
+  app.add_flag("--strict", options->strict,
+               "Refuse tools with a keyword that can't be enforced; else --json lists them");
   app.add_option("--max-gen-len", options->max_gen_len, "At most one token less than this")
       ->capture_default_str();
   app.add_flag("--json", options->json, "One JSON object a line");

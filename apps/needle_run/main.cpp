@@ -30,13 +30,22 @@ runtime::LoadedModel ModelOptions::load() const {
       model, {.threads = threads, .numerics = *runtime::kNumericsNames.parse(numerics)});
 }
 
+namespace {
+bool is_inlined(const std::string& argument) {
+  const std::size_t first = argument.find_first_not_of(" \t\r\n");
+  return first != std::string::npos && (argument[first] == '[' || argument[first] == '{');
+}
+}  // namespace
+
+std::string read_schema(const std::string& argument) {
+  return argument.empty() || is_inlined(argument) ? argument : read_file(argument);
+}
+
 std::string read_tools(const std::string& argument) {
   if (argument.empty()) {
     return "[]";
   }
-  const std::size_t first = argument.find_first_not_of(" \t\r\n");
-  const bool inlined =
-      first != std::string::npos && (argument[first] == '[' || argument[first] == '{');
+  const bool inlined = is_inlined(argument);
   const std::string text = inlined ? argument : read_file(argument);
   try {
     parse_tools_text(text);

@@ -12,6 +12,8 @@
 #include "needle/core/error.h"
 #include "needle/core/thread_pool.h"
 #include "needle/decode/byte_piece.h"
+#include "needle/decode/grammar_constraint.h"
+#include "needle/decode/grammar_source.h"
 #include "needle/decode/n_best.h"
 #include "needle/decode/name_constraint.h"
 
@@ -135,38 +137,108 @@ FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
       tokenizer_(tokenizer),
       prompt_(prompt),
       name_style_(name_style),
-      token_texts_(std::make_shared<TokenTexts>(tokenizer)) {
+      token_texts_(std::make_shared<TokenTexts>(tokenizer)),
+      grammars_(std::make_shared<GrammarSource>(tokenizer)) {
   NEEDLE_CHECK(engine.vocab_size() == tokenizer.vocab_size(),
                "the model has {} tokens, the tokenizer {}: they do not belong together",
                engine.vocab_size(), tokenizer.vocab_size());
 }
 
+NormalizedTools FunctionCaller::normalized(const CallRequest& request) const {
+  if (!request.normalize_names) {
+    return {.tools_json = request.tools_json, .original_by_snake = {}};
+  }
+  const bool reference = name_style_ == NameStyle::kReference;
+  return normalize_tool_names(reference ? request.tools_json : plain_tools(request.tools_json),
+                              name_style_, prompt_.json_escapes);
+}
+
+std::int64_t FunctionCaller::budget_of(const CallRequest& request) const {
+  return std::max<std::int64_t>(1, std::min(request.max_gen_len, prompt_.max_dec_len));
+}
+
+std::unique_ptr<Constraint> FunctionCaller::constraint_of(
+    const CallRequest& request, const NormalizedTools& tools,
+    std::vector<Unenforced>& unenforced) const {
+  if (request.constrain != Constrain::kGrammar) {
+    const bool plain = !request.calls.tool && request.calls.min_calls == 0 &&
+                       request.calls.max_calls < 0 && request.grounding == Grounding::kOff &&
+                       request.grounded.empty() && request.response_schema.empty() &&
+                       !request.strict;
+    if (!plain) {
+      throw ConfigError(
+          "a choice of tools, a number of calls, grounding, a response schema and strictness need "
+          "the "
+          "grammar; constrain is another");
+    }
+    if (request.constrain == Constrain::kNone) {
+      return nullptr;
+    }
+    const bool reference = name_style_ == NameStyle::kReference;
+    return std::make_unique<NameConstraint>(
+        token_texts_, tools.tools_json,
+        reference ? DeclaredKeys::kReference : DeclaredKeys::kSchema);
+  }
+  const auto model_name = [&tools](const std::string& own) {
+    const auto found = std::ranges::find(tools.original_by_snake, own,
+                                         &std::pair<std::string, std::string>::second);
+    return found == tools.original_by_snake.end() ? own : found->first;
+  };
+  GrammarOptions options{.escapes = prompt_.json_escapes, .grounding = request.grounding};
+  for (const std::string& name : request.grounded) {
+    const std::string whole = model_name(name);
+    const std::size_t point = name.rfind('.');
+    const bool parameter = whole == name && point != std::string::npos;
+    options.grounded.push_back(parameter ? model_name(name.substr(0, point)) + name.substr(point)
+                                         : whole);
+  }
+  const std::string_view tools_json =
+      tools.tools_json.empty() ? "[]" : std::string_view(tools.tools_json);
+  const std::shared_ptr<const Grammar> grammar =
+      request.response_schema.empty() ? grammars_->of_tools(tools_json, options)
+                                      : grammars_->of_schema(request.response_schema, options);
+  unenforced = grammar->unenforced();
+  if (request.strict && !unenforced.empty()) {
+    throw DataError(format("{}: '{}' can't be enforced: {} (strict)", unenforced.front().path,
+                           unenforced.front().keyword, unenforced.front().reason));
+  }
+  CallLimits limits = request.calls;
+  if (limits.tool) {
+    limits.tool = model_name(*limits.tool);
+  }
+  auto constraint = std::make_unique<GrammarConstraint>(grammar, tokenizer_, limits, request.query);
+  if (constraint->min_tokens() > budget_of(request) - 1) {
+    throw ConfigError(
+        format("max_gen_len {} is too small: the shortest answer may take {} tokens; ask for at "
+               "least {}{}",
+               budget_of(request), constraint->min_tokens(), constraint->min_tokens() + 1,
+               prompt_.max_dec_len <= constraint->min_tokens()
+                   ? format(" (the model's limit is {})", prompt_.max_dec_len)
+                   : std::string()));
+  }
+  return constraint;
+}
+
+void FunctionCaller::prepare(const CallRequest& request) const {
+  std::vector<Unenforced> unenforced;
+  constraint_of(request, normalized(request), unenforced);
+}
+
 CallResult FunctionCaller::call(const CallRequest& request) const {
   const bool reference = name_style_ == NameStyle::kReference;
-  NormalizedTools tools;
-  if (request.normalize_names) {
-    tools = normalize_tool_names(reference ? request.tools_json : plain_tools(request.tools_json),
-                                 name_style_, prompt_.json_escapes);
-  } else {
-    tools.tools_json = request.tools_json;
-  }
+  const NormalizedTools tools = normalized(request);
+  CallResult result;
+  const std::unique_ptr<Constraint> constraint = constraint_of(request, tools, result.unenforced);
 
   EncoderPrompt prompt = encode_prompt(tokenizer_, prompt_, request.query, tools.tools_json,
                                        reference ? SpecialText::kSpecial : SpecialText::kPlain);
-  CallResult result;
   result.cut_query_tokens = prompt.cut_query_tokens;
   result.cut_tools_tokens = prompt.cut_tools_tokens;
   result.prompt_ids = std::move(prompt.ids);
 
   GenerateOptions options;
-  options.max_gen_len =
-      std::max<std::int64_t>(1, std::min(request.max_gen_len, prompt_.max_dec_len));
-  std::optional<NameConstraint> constraint;
-  if (request.constrain == Constrain::kNames) {
-    constraint.emplace(token_texts_, tools.tools_json,
-                       reference ? DeclaredKeys::kReference : DeclaredKeys::kSchema);
-    options.constraint = &*constraint;
-  }
+  options.max_gen_len = budget_of(request);
+  options.constraint = constraint.get();
   const std::unique_ptr<Constraint> fresh =
       request.n_best > 0 && constraint ? constraint->clone() : nullptr;
   options.detail = request.detail;
@@ -195,6 +267,9 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
     return without_tool_call(tokenizer_.decode(ids));
   };
   const auto own_names = [&](std::string text) {
+    if (request.constrain == Constrain::kGrammar && text.starts_with(' ')) {
+      text.erase(0, 1);  // the tokenizer's space before every text
+    }
     return tools.original_by_snake.empty()
                ? text
                : replace_invalid_utf8(restore_tool_names(text, tools, prompt_.json_escapes));

@@ -13,24 +13,34 @@
 #include "needle/calls/tool_name.h"
 #include "needle/decode/confidence.h"
 #include "needle/decode/engine.h"
+#include "needle/decode/grammar_machine.h"
 #include "needle/decode/token_loop.h"
 #include "needle/text/prompt.h"
 #include "needle/text/tokenizer.h"
 
 namespace needle {
 
-class TokenTexts;  // needle/decode/name_constraint.h
+class TokenTexts;     // needle/decode/name_constraint.h
+class GrammarSource;  // needle/decode/grammar_source.h
 
-// kNames: the reference's tool-name and argument-key constraint.
-enum class Constrain { kNone, kNames };
-inline constexpr EnumNames<Constrain, 2> kConstrainNames{
-    {{{Constrain::kNone, "none"}, {Constrain::kNames, "names"}}}};
+// kNames: the reference's tool-name and argument-key constraint. kGrammar: whole answers, valid by
+// the tools' schemas and closed within max_gen_len.
+enum class Constrain { kNone, kNames, kGrammar };
+inline constexpr EnumNames<Constrain, 3> kConstrainNames{
+    {{{Constrain::kGrammar, "grammar"}, {Constrain::kNames, "names"}, {Constrain::kNone, "none"}}}};
 
 struct CallRequest {
   std::string query;
   std::string tools_json;          // any style that parse_tools reads; else it is used as it is
   std::int64_t max_gen_len = 512;  // also bounded by the prompt config's max_dec_len
-  Constrain constrain = Constrain::kNames;
+  Constrain constrain = Constrain::kGrammar;
+  // The rest of this block needs kGrammar. `calls.tool` and `grounded` ("tool.parameter" or "tool")
+  // have the tools' own names.
+  CallLimits calls;
+  Grounding grounding = Grounding::kOff;
+  std::vector<std::string> grounded;
+  std::string response_schema;  // JSON Schema: the answer is one such value instead of calls
+  bool strict = false;          // a keyword that can't be enforced is an error
   // kConfidence gives `confidence` and `steps` at little cost; kTrace asks the model for all logits
   // of every token, forced ones too.
   StepDetail detail = StepDetail::kNone;
@@ -57,6 +67,7 @@ struct CallResult {
   std::int64_t cut_tools_tokens = 0;
   std::int64_t forced_tokens = 0;  // of ids and eos: came without asking the model
   std::int64_t chosen_tokens = 0;
+  std::vector<Unenforced> unenforced;          // kGrammar: what the answer need not obey
   std::vector<TokenStep> steps;                // with a detail: one a token, eos included
   std::optional<AnswerConfidence> confidence;  // with a detail
   std::vector<RankedAnswer> n_best;            // best first
@@ -73,17 +84,30 @@ class FunctionCaller {
   FunctionCaller(const Engine& engine, const Tokenizer& tokenizer, PromptConfig prompt,
                  NameStyle name_style = NameStyle::kUnique);
 
+  // Throws Error or DataError where no grammar can be made of the tools or the schema (naming the
+  // place), where `calls` ask for what there is not, and where max_gen_len is too small for any
+  // answer.
   CallResult call(const CallRequest& request) const;
+  // Compiles the request's grammar, so that call() finds it; throws as call() would before it asks
+  // the model.
+  void prepare(const CallRequest& request) const;
   // Results in the order of the requests, whatever the number of threads (0: one per core).
   std::vector<CallResult> call_batch(std::span<const CallRequest> requests,
                                      std::size_t threads = 1) const;
 
  private:
+  NormalizedTools normalized(const CallRequest& request) const;
+  std::unique_ptr<Constraint> constraint_of(const CallRequest& request,
+                                            const NormalizedTools& tools,
+                                            std::vector<Unenforced>& unenforced) const;
+  std::int64_t budget_of(const CallRequest& request) const;
+
   const Engine& engine_;
   const Tokenizer& tokenizer_;
   PromptConfig prompt_;
   NameStyle name_style_;
   std::shared_ptr<const TokenTexts> token_texts_;
+  std::shared_ptr<GrammarSource> grammars_;
 };
 
 }  // namespace needle

@@ -2,58 +2,18 @@
 
 #include <utility>
 
-#include "needle/decode/string_reader.h"
-
 namespace needle {
 namespace {
 
-// Walks the trie with a string automaton; tokens that end the string are left to the machine.
-class InsideWalk {
- public:
-  InsideWalk(const TokenTrie& trie, const TextAutomaton& automaton, TokenSet& found)
-      : trie_(trie), automaton_(automaton), found_(found) {}
-
-  void walk(const TokenTrie::Node& node, const StringReader& reader, std::int32_t state) {
-    for (const TokenTrie::Node& child : trie_.children(node)) {
-      StringReader next = reader;
-      std::uint32_t code_point = 0;
-      std::int32_t to = state;
-      const string_reader::Event event = string_reader::advance(next, child.byte, code_point);
-      if (event == string_reader::Event::kCharacter) {
-        to = automaton_.advance(state, code_point);
-      } else if (event != string_reader::Event::kInside || !is_possible(next, state)) {
-        continue;
-      }
-      if (to < 0) {
-        continue;
-      }
-      if (child.token >= 0) {
-        found_.insert(child.token);
-      }
-      walk(child, next, to);
-    }
-  }
-
- private:
-  bool is_possible(const StringReader& reader, std::int32_t state) const {
-    for (const string_reader::Interval& interval : string_reader::reach(reader)) {
-      if (!interval.empty() && automaton_.bytes_behind(state, interval.first, interval.last) >= 0) {
-        return true;
-      }
-    }
-    return false;
-  }
-
-  const TokenTrie& trie_;
-  const TextAutomaton& automaton_;
-  TokenSet& found_;
-};
-
+constexpr std::size_t kMostEncoded = 4096;
 constexpr std::size_t kMostInside = 4096;  // kilobytes of cached sets, about
 
 }  // namespace
 
 std::shared_ptr<const TokenSet> Grammar::inside(std::int32_t automaton, std::int32_t state) const {
+  if (automaton == kAnything) {
+    return {trie_, &trie_->inside_any_string()};  // owned by the trie
+  }
   const std::lock_guard lock(inside_mutex_);
   const auto found = inside_.find({automaton, state});
   if (found != inside_.end()) {
@@ -62,10 +22,26 @@ std::shared_ptr<const TokenSet> Grammar::inside(std::int32_t automaton, std::int
   if (inside_.size() >= kMostInside) {
     inside_.clear();
   }
-  auto set = std::make_shared<TokenSet>(trie_->vocab_size());
-  InsideWalk(*trie_, this->automaton(automaton), *set)
-      .walk(trie_->node(TokenTrie::kRoot), {}, state);
+  auto set =
+      std::make_shared<const TokenSet>(trie_->inside_string(this->automaton(automaton), state));
   return inside_.emplace(std::pair(automaton, state), std::move(set)).first->second;
+}
+
+std::shared_ptr<const std::vector<TokenId>> Grammar::encoded(const Tokenizer& tokenizer,
+                                                             const std::string& text) const {
+  {
+    const std::lock_guard lock(encoded_mutex_);
+    if (const auto found = encoded_.find(text); found != encoded_.end()) {
+      return found->second;
+    }
+  }
+  auto ids =
+      std::make_shared<const std::vector<TokenId>>(tokenizer.encode(text, SpecialText::kSpecial));
+  const std::lock_guard lock(encoded_mutex_);
+  if (encoded_.size() >= kMostEncoded) {
+    encoded_.clear();
+  }
+  return encoded_.emplace(text, std::move(ids)).first->second;
 }
 
 }  // namespace needle

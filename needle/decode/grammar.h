@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "needle/calls/json_value.h"
@@ -118,6 +120,11 @@ class Grammar {
   // Tokens that stay inside a string from `state` of an automaton on, between two characters.
   std::shared_ptr<const TokenSet> inside(std::int32_t automaton, std::int32_t state) const;
 
+  // The tokenizer's tokens of `text`, which begins with <tool_call> as a special symbol; kept,
+  // since the same runs of forced text come up in every answer.
+  std::shared_ptr<const std::vector<TokenId>> encoded(const Tokenizer& tokenizer,
+                                                      const std::string& text) const;
+
  private:
   friend class GrammarCompiler;
   explicit Grammar(std::shared_ptr<const TokenTrie> trie) : trie_(std::move(trie)) {}
@@ -139,6 +146,8 @@ class Grammar {
   std::vector<Unenforced> unenforced_;
   bool has_grounded_ = false;
 
+  mutable std::mutex encoded_mutex_;
+  mutable std::unordered_map<std::string, std::shared_ptr<const std::vector<TokenId>>> encoded_;
   mutable std::mutex inside_mutex_;
   mutable std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<const TokenSet>> inside_;
 };

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::size_t kMostForcedBytes = 4096;
 constexpr std::size_t kRecentTokens = 3;
+constexpr std::size_t kMostContinuations = 48;  // of a forced text, that are told apart
 
 std::shared_ptr<GroundedValues> grounded_values(const Grammar& grammar, std::string_view query) {
   return grammar.has_grounded() ? std::make_shared<GroundedValues>(grammar, query) : nullptr;
@@ -86,9 +87,8 @@ GrammarMachine::Threads& GrammarConstraint::threads_at(std::size_t depth) {
   return by_depth_[depth];
 }
 
-// Inserts all tokens below `node` that may follow; true if there is one.
-bool GrammarConstraint::walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how) {
-  bool any = false;
+// All tokens below `node` that may follow.
+void GrammarConstraint::walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how) {
   for (const TokenTrie::Node& child : grammar_->trie().children(node)) {
     if (how.only_quotes && !child.has_quote_below) {
       continue;
@@ -98,19 +98,19 @@ bool GrammarConstraint::walk(const TokenTrie::Node& node, std::size_t depth, con
     machine_.step(threads_at(depth), child.byte, next);
     if (!next.empty()) {
       if (child.token >= 0 && machine_.tokens_to_end(next) <= how.tokens_left) {
-        any = true;
-        if (!how.first_is_enough) {
+        if (how.found == nullptr) {
           allowed_.insert(child.token);
+        } else {
+          how.found->push_back(child.token);
         }
       }
-      any = (!any || !how.first_is_enough ? walk(child, depth + 1, how) : true) || any;
+      walk(child, depth + 1, how);
     }
     machine_.release(before);
-    if (any && how.first_is_enough) {
-      return true;
+    if (how.found != nullptr && how.found->size() > kMostContinuations) {
+      return;
     }
   }
-  return any;
 }
 
 std::span<const TokenId> GrammarConstraint::forced(std::int64_t /*tokens_left*/) {
@@ -127,7 +127,12 @@ std::span<const TokenId> GrammarConstraint::forced(std::int64_t /*tokens_left*/)
   Threads behind = threads_;
   const std::string text = forced_text(behind);
   if (!text.empty()) {
-    spell(text, settled(text, behind));
+    const std::vector<std::string> more = continuations(text, behind);
+    for (std::size_t known = recent_.size() + 1; known-- > 0;) {
+      if (spell(text, std::span(recent_).last(known), more)) {
+        break;
+      }
+    }
   }
   machine_.release(before);
   return forced_;
@@ -152,60 +157,82 @@ std::string GrammarConstraint::forced_text(Threads& behind) {
   return text;
 }
 
-// How much of a forced text no token can take beyond its end: a longer token that begins further
-// behind would be spelled otherwise.
-std::size_t GrammarConstraint::settled(std::string_view text, const Threads& behind) {
+// How the text may go on inside a token that begins in it: what lies behind its end.
+std::vector<std::string> GrammarConstraint::continuations(std::string_view text,
+                                                          const Threads& behind) {
   const TokenTrie& trie = grammar_->trie();
-  const std::size_t first = text.size() - std::min(text.size(), trie.longest());
+  std::vector<std::string> all;
+  std::vector<TokenId> found;
   threads_at(0) = behind;
-  for (std::size_t begin = first; begin < text.size(); ++begin) {
+  for (std::size_t begin = text.size() - std::min(text.size(), trie.longest()); begin < text.size();
+       ++begin) {
     const TokenTrie::Node* at = &trie.node(TokenTrie::kRoot);
     for (std::size_t i = begin; i < text.size() && at != nullptr; ++i) {
       at = trie.child(*at, static_cast<std::uint8_t>(text[i]));
     }
-    if (at != nullptr &&
-        walk(*at, 0,
-             {.tokens_left = std::numeric_limits<std::int64_t>::max(), .first_is_enough = true})) {
-      return begin;
-    }
-  }
-  return text.size();
-}
-
-// The tokens of `text` as training saw them: those of the recent tokens' text and this one
-// together, if they begin with the recent ones.
-void GrammarConstraint::spell(std::string_view text, std::size_t settled) {
-  const TokenTrie& trie = grammar_->trie();
-  for (std::size_t known = recent_.size() + 1; known-- > 0;) {
-    const std::span<const TokenId> tail = std::span(recent_).last(known);
-    std::string whole(
-        kToolCallPiece);  // nothing merges across it: what follows is as inside a text
-    for (const TokenId token : tail) {
-      whole += trie.text(token);
-    }
-    const std::size_t begin = whole.size();
-    whole += text;
-    std::vector<TokenId> ids = tokenizer_.encode(whole, SpecialText::kSpecial);
-    const auto marker = std::ranges::find(ids, kToolCallId);
-    if (marker == ids.end() || ids.end() - marker - 1 < std::ssize(tail) ||
-        !std::ranges::equal(tail, std::span(marker + 1, tail.size()))) {
+    if (at == nullptr) {
       continue;
     }
-    std::size_t at = begin;
-    bool same = true;
-    for (auto id = marker + 1 + std::ssize(tail); id != ids.end() && same; ++id) {
-      const std::string_view piece = trie.text(*id);
-      same = !piece.empty() && std::string_view(whole).substr(at).starts_with(piece);
-      at += piece.size();
-      if (same && at - begin <= settled) {
-        forced_.push_back(*id);
+    found.clear();
+    walk(*at, 0, {.tokens_left = std::numeric_limits<std::int64_t>::max(), .found = &found});
+    for (const TokenId token : found) {
+      std::string rest(trie.text(token).substr(text.size() - begin));
+      if (std::ranges::find(all, rest) == all.end()) {
+        all.push_back(std::move(rest));
       }
     }
-    if (same) {
-      return;
-    }
-    forced_.clear();
   }
+  return all;
+}
+
+// The tokens of `text` as training saw them: those of `tail` and this text together, as far as they
+// are the same however it goes on. False if they do not begin with `tail`.
+bool GrammarConstraint::spell(std::string_view text, std::span<const TokenId> tail,
+                              std::span<const std::string> continuations) {
+  const TokenTrie& trie = grammar_->trie();
+  std::string whole(kToolCallPiece);  // nothing merges across it: what follows is as inside a text
+  for (const TokenId token : tail) {
+    whole += trie.text(token);
+  }
+  const std::size_t begin = whole.size();
+  whole += text;
+  const auto ids_of = [&](const std::string& spelled) {
+    return grammar_->encoded(tokenizer_, spelled);
+  };
+  const auto behind_marker = [](const std::vector<TokenId>& ids) {
+    const auto marker = std::ranges::find(ids, kToolCallId);
+    return marker == ids.end() ? std::span<const TokenId>() : std::span(marker + 1, ids.end());
+  };
+  const auto encoded = ids_of(whole);
+  const std::span<const TokenId> ids = behind_marker(*encoded);
+  if (ids.size() < tail.size() || !std::ranges::equal(tail, ids.first(tail.size()))) {
+    return false;
+  }
+  const std::span<const TokenId> own = ids.subspan(tail.size());
+  std::size_t at = begin;
+  for (const TokenId id : own) {  // encoding may lose something (runs of spaces)
+    const std::string_view piece = trie.text(id);
+    if (piece.empty() || !std::string_view(whole).substr(at).starts_with(piece)) {
+      return false;
+    }
+    at += piece.size();
+  }
+  std::size_t same = own.size();
+  if (continuations.size() > kMostContinuations) {
+    same -= std::min<std::size_t>(same, 1);
+  }
+  for (std::size_t i = 0; i < std::min(continuations.size(), kMostContinuations) && same > 0; ++i) {
+    const auto other_encoded = ids_of(whole + continuations[i]);
+    const std::span<const TokenId> other = behind_marker(*other_encoded);
+    std::size_t equal = 0;
+    while (equal < same && tail.size() + equal < other.size() &&
+           other[tail.size() + equal] == own[equal]) {
+      ++equal;
+    }
+    same = equal;
+  }
+  forced_.assign(own.begin(), own.begin() + static_cast<std::ptrdiff_t>(same));
+  return true;
 }
 
 }  // namespace needle

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,15 +42,16 @@ class GrammarConstraint : public Constraint {
   using Threads = GrammarMachine::Threads;
 
   struct Walk {
-    std::int64_t tokens_left = 0;  // behind the token that the walk looks for
-    bool only_quotes = false;      // only tokens that hold a quote
-    bool first_is_enough = false;  // stop at any token
+    std::int64_t tokens_left = 0;           // behind the token that the walk looks for
+    bool only_quotes = false;               // only tokens that hold a quote
+    std::vector<TokenId>* found = nullptr;  // instead of allowed_; the walk ends when it is full
   };
-  bool walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how);
+  void walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how);
   Threads& threads_at(std::size_t depth);
   std::string forced_text(Threads& behind);
-  std::size_t settled(std::string_view text, const Threads& behind);
-  void spell(std::string_view text, std::size_t settled);
+  std::vector<std::string> continuations(std::string_view text, const Threads& behind);
+  bool spell(std::string_view text, std::span<const TokenId> tail,
+             std::span<const std::string> continuations);
 
   std::shared_ptr<const Grammar> grammar_;
   Tokenizer tokenizer_;

@@ -74,11 +74,21 @@ class TokenLoop {
         break;
       }
     }
+    if (tokens_left() <= 0 && generated_.stop == StopReason::kMaxTokens && is_whole()) {
+      generated_.stop = StopReason::kEos;
+    }
     return std::move(generated_);
   }
 
  private:
   std::int64_t tokens_left() const { return options_.max_gen_len - 1 - std::ssize(generated_.ids); }
+
+  // The budget is spent, and eos could have followed.
+  bool is_whole() const {
+    const TokenSet* const next =
+        options_.constraint != nullptr ? options_.constraint->allowed(0) : nullptr;
+    return next != nullptr && next->contains(kEosId);
+  }
 
   void begin() {
     const std::int64_t fed = session_.position();

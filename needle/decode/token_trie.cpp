@@ -7,6 +7,7 @@
 
 #include "needle/core/error.h"
 #include "needle/decode/byte_piece.h"
+#include "needle/decode/string_reader.h"
 
 namespace needle {
 namespace {
@@ -35,6 +36,48 @@ std::string token_bytes(const Tokenizer& tokenizer, TokenId id) {
   }
   return text;
 }
+
+// Walks the trie with a string automaton; tokens that end the string are left to the machine.
+class InsideWalk {
+ public:
+  InsideWalk(const TokenTrie& trie, const TextAutomaton& automaton, TokenSet& found)
+      : trie_(trie), automaton_(automaton), found_(found) {}
+
+  void walk(const TokenTrie::Node& node, const StringReader& reader, std::int32_t state) {
+    for (const TokenTrie::Node& child : trie_.children(node)) {
+      StringReader next = reader;
+      std::uint32_t code_point = 0;
+      std::int32_t to = state;
+      const string_reader::Event event = string_reader::advance(next, child.byte, code_point);
+      if (event == string_reader::Event::kCharacter) {
+        to = automaton_.advance(state, code_point);
+      } else if (event != string_reader::Event::kInside || !is_possible(next, state)) {
+        continue;
+      }
+      if (to < 0) {
+        continue;
+      }
+      if (child.token >= 0) {
+        found_.insert(child.token);
+      }
+      walk(child, next, to);
+    }
+  }
+
+ private:
+  bool is_possible(const StringReader& reader, std::int32_t state) const {
+    for (const string_reader::Interval& interval : string_reader::reach(reader)) {
+      if (!interval.empty() && automaton_.bytes_behind(state, interval.first, interval.last) >= 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  const TokenTrie& trie_;
+  const TextAutomaton& automaton_;
+  TokenSet& found_;
+};
 
 }  // namespace
 
@@ -91,6 +134,13 @@ TokenTrie::TokenTrie(const Tokenizer& tokenizer) {
   }
   const std::vector<TokenId> empty_list = tokenizer.encode("[]");
   has_dummy_prefix_ = !empty_list.empty() && text(empty_list.front()).starts_with(' ');
+  inside_any_string_ = inside_string(TextAutomaton::anything(), TextAutomaton::kStart);
+}
+
+TokenSet TokenTrie::inside_string(const TextAutomaton& automaton, std::int32_t state) const {
+  TokenSet inside(vocab_size());
+  InsideWalk(*this, automaton, inside).walk(node(kRoot), {}, state);
+  return inside;
 }
 
 const TokenTrie::Node* TokenTrie::child(const Node& node, std::uint8_t byte) const {

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "needle/decode/text_automaton.h"
+#include "needle/decode/token_set.h"
 #include "needle/text/tokenizer.h"
 
 namespace needle {
@@ -40,6 +42,11 @@ class TokenTrie {
   // Answers begin with a space that decoding takes away again (the tokenizer's dummy prefix).
   bool has_dummy_prefix() const { return has_dummy_prefix_; }
 
+  // Tokens that stay inside a JSON string whose text follows `automaton`, from `state` on and
+  // between two characters; the same where any text may stand.
+  TokenSet inside_string(const TextAutomaton& automaton, std::int32_t state) const;
+  const TokenSet& inside_any_string() const { return inside_any_string_; }
+
   // Tokens that spell text[i:] with as few as possible, for i = 0 .. size; the last is 0.
   std::vector<std::int32_t> fewest_tokens(std::string_view text) const;
 
@@ -48,6 +55,7 @@ class TokenTrie {
   std::vector<Node> nodes_;
   std::size_t longest_ = 0;
   bool has_dummy_prefix_ = false;
+  TokenSet inside_any_string_;
 };
 
 }  // namespace needle

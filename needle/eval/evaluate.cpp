@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "needle/core/error.h"
+#include "needle/core/format.h"
 #include "needle/core/thread_pool.h"
 
 namespace needle {
@@ -17,13 +18,36 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+CallRequest request_of(const EvalCase& eval_case, const EvaluateOptions& options) {
+  return {.query = eval_case.query,
+          .tools_json = eval_case.tools,
+          .max_gen_len = options.max_gen_len,
+          .constrain = options.constrain,
+          .grounding = options.grounding};
+}
+
+// Before the first answer: tools that no grammar can be made of end no long run in its middle.
+void check_requests(const FunctionCaller& caller, std::span<const EvalCase> cases,
+                    const EvaluateOptions& options) {
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    if (i > 0 && cases[i].tools == cases[i - 1].tools) {
+      continue;
+    }
+    try {
+      caller.prepare(request_of(cases[i], options));
+    } catch (const ConfigError&) {
+      throw;
+    } catch (const Error& error) {
+      throw DataError(format("row {}: {}; mend the tools, or answer with constrain names or none",
+                             i + 1, error.what()));
+    }
+  }
+}
+
 Prediction predict(const FunctionCaller& caller, const EvalCase& eval_case,
                    const EvaluateOptions& options) {
   const auto start = Clock::now();
-  CallResult result = caller.call({.query = eval_case.query,
-                                   .tools_json = eval_case.tools,
-                                   .max_gen_len = options.max_gen_len,
-                                   .constrain = options.constrain});
+  CallResult result = caller.call(request_of(eval_case, options));
   return {.text = std::move(result.text),
           .ids = std::move(result.ids),
           .stop = result.stop,
@@ -65,6 +89,7 @@ SpeedReport speed_of(const Predictions& predictions) {
 
 Predictions predict_calls(const FunctionCaller& caller, std::span<const EvalCase> cases,
                           const EvaluateOptions& options) {
+  check_requests(caller, cases, options);
   Predictions predictions;
   predictions.items.resize(cases.size());
   const auto start = Clock::now();

@@ -19,8 +19,9 @@ namespace needle {
 
 struct EvaluateOptions {
   std::int64_t max_gen_len = 512;
-  Constrain constrain = Constrain::kNames;
-  std::size_t threads = 1;  // requests answered at a time; 0: one per core
+  Constrain constrain = Constrain::kGrammar;
+  Grounding grounding = Grounding::kOff;  // with kGrammar
+  std::size_t threads = 1;                // requests answered at a time; 0: one per core
   std::size_t keep_failures = 50;
   std::function<void(std::size_t done)> on_progress;  // calls take turns, from any thread
 };

@@ -111,11 +111,54 @@ TEST(FunctionCallerTest, RestoresToolNamesAndKeepsTheRawText) {
   EXPECT_THAT(tiny_tokenizer().decode(result.prompt_ids), HasSubstr("set_timer"));
 }
 
+TEST(FunctionCallerTest, TheGrammarIsTheDefaultAndAnswersAreValidWhateverTheModelSays) {
+  const auto engine = engine_that_says(answer_ids("hello"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  EXPECT_EQ(caller.call({.query = "hi", .tools_json = "[]"}).text, "[]");
+  EXPECT_EQ(caller.call({.query = "hi"}).text, "[]");
+  const CallResult named =
+      caller.call({.query = "5 minutes",
+                   .tools_json = std::string(kTools),
+                   .calls = {.min_calls = 1, .max_calls = 1, .tool = "setTimer"}});
+  EXPECT_THAT(named.text, ::testing::StartsWith(R"([{"name":"setTimer","arguments":{)"));
+  EXPECT_EQ(named.stop, StopReason::kEos);
+  EXPECT_GT(named.forced_tokens, 0);
+  EXPECT_THROW(caller.call({.query = "hi", .tools_json = "not json"}), DataError);
+}
+
+TEST(FunctionCallerTest, AskingForWhatCannotBeIsAnError) {
+  const auto engine = engine_that_says(answer_ids("hello"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  const std::string tools(kTools);
+  EXPECT_THROW(caller.call({.query = "q", .tools_json = tools, .max_gen_len = 2}), ConfigError);
+  EXPECT_THROW(caller.call({.query = "q", .tools_json = tools, .calls = {.tool = "absent"}}),
+               Error);
+  EXPECT_THROW(caller.call({.query = "q",
+                            .tools_json = tools,
+                            .constrain = Constrain::kNames,
+                            .calls = {.min_calls = 1}}),
+               ConfigError);
+  const std::string hard =
+      R"([{"name":"f","parameters":{"a":{"type":"string","not":{"const":"x"},"required":true}}}])";
+  EXPECT_EQ(caller.call({.query = "q", .tools_json = hard}).unenforced.size(), 1);
+  EXPECT_THROW(caller.call({.query = "q", .tools_json = hard, .strict = true}), DataError);
+}
+
+TEST(FunctionCallerTest, AnswersWithAValueOfAResponseSchema) {
+  const auto engine = engine_that_says(answer_ids("hello"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  const CallResult result = caller.call(
+      {.query = "q",
+       .response_schema = R"({"type":"object","properties":{"n":{"const":7}},"required":["n"]})"});
+  EXPECT_EQ(result.text, R"({"n":7})");
+}
+
 TEST(FunctionCallerTest, WithoutToolsTheTextStaysAsGenerated) {
   const auto engine = engine_that_says(answer_ids("hello"));
   const FunctionCaller caller(engine, tiny_tokenizer(), {});
   for (const std::string tools : {"", "[]", "not json"}) {
-    EXPECT_EQ(caller.call({.query = "hi", .tools_json = tools}).text, " hello") << tools;
+    const CallRequest free{.query = "hi", .tools_json = tools, .constrain = Constrain::kNone};
+    EXPECT_EQ(caller.call(free).text, " hello") << tools;
   }
 }
 

@@ -90,7 +90,8 @@ TEST(EvaluateTest, ScoresAModelInOrderWhateverTheThreads) {
 TEST(EvaluateTest, CountsCutPromptsAndLongAnswers) {
   const auto engine = number_engine();
   const FunctionCaller caller(engine, tiny_tokenizer(), {.max_enc_len = 12});
-  const CallReport report = evaluate_calls(caller, timer_cases(), {.max_gen_len = 4});
+  const CallReport report =
+      evaluate_calls(caller, timer_cases(), {.max_gen_len = 4, .constrain = Constrain::kNone});
   EXPECT_EQ(report.cut_prompts, 7);
   EXPECT_EQ(report.length_limited, 7);
   EXPECT_EQ(report.strict.parsed.hits, 0);
@@ -110,7 +111,8 @@ TEST(ReportTest, TablesAndJsonCarryTheFigures) {
   const FunctionCaller caller(engine, tiny_tokenizer(), {});
   const auto cases = timer_cases();
   const CallReport good = evaluate_calls(caller, cases, {});
-  const CallReport bad = evaluate_calls(caller, cases, {.max_gen_len = 3});
+  const CallReport bad =
+      evaluate_calls(caller, cases, {.max_gen_len = 3, .constrain = Constrain::kNone});
   const std::vector<NamedReport> reports = {{"base", &bad}, {"finetuned", &good}};
 
   const std::string text = figures_table(reports);

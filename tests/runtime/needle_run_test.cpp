@@ -128,12 +128,27 @@ TEST_F(NeedleRunIntegration, StreamedTextIsTheAnswer) {
 
 TEST_F(NeedleRunIntegration, MaxGenLenEndsTheAnswer) {
   const auto result = run({"--model", weights_, "--tools", tools_, "--query", cases_[0].query,
-                           "--json", "--max-gen-len", "3"});
+                           "--json", "--max-gen-len", "3", "--constrain", "none"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const Json line = parse_json(result.out, "line");
   EXPECT_EQ(line.at("stop"), "max_tokens");
   EXPECT_EQ(line.at("tokens"), 2);
   EXPECT_TRUE(line.at("calls").is_null());
+}
+
+TEST_F(NeedleRunIntegration, TheGrammarAnswersWholeWithinTheBudgetAndRefusesATooSmallOne) {
+  const auto call = [&](const std::string& most) {
+    return run({"--model", weights_, "--tools", tools_, "--query", cases_[0].query, "--json",
+                "--tool-choice", "required", "--max-gen-len", most});
+  };
+  const auto small = call("3");
+  EXPECT_EQ(small.exit_code, 2);
+  EXPECT_THAT(small.err, HasSubstr("max_gen_len 3 is too small"));
+  const auto fine = call("200");
+  ASSERT_EQ(fine.exit_code, 0) << fine.err;
+  const Json line = parse_json(fine.out, "line");
+  EXPECT_EQ(line.at("stop"), "eos");
+  EXPECT_GE(line.at("calls").size(), 1);
 }
 
 TEST_F(NeedleRunIntegration, RetrieveRanksTheToolsOfTheReference) {

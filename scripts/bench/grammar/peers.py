@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What grammar libraries make of JSON Schemas: coverage, compile time and mask time over one vocabulary.
 
-usage: peers.py --tokenizer tokenizer.model [--schemas FOLDER] [--repeats N] [--markdown]
+usage: peers.py --tokenizer tokenizer.model [--probe build/release/bin/needle-grammar-probe] [--schemas FOLDER] [--repeats N]
+       [--markdown]
 
 Each library of `llguidance` and `xgrammar` that is installed (pip install llguidance xgrammar sentencepiece) compiles every
 schema of tests/decode/conformance and is walked along each value, written as compact JSON in greedy tokens:
@@ -10,13 +11,15 @@ schema of tests/decode/conformance and is walked along each value, written as co
   refused    values that do not fit and cannot be written: more is better
   compile    median and 99th percentile of the least of N compilations
   mask       the same of the time that the set of next tokens takes, over all steps of all values that fit
-A schema that is not compiled counts its values as neither accepted nor refused.
+A schema that is not compiled counts its values as neither accepted nor refused. --probe adds Needle's own row, along the same
+tokens; its times are those of the C++ calls, the libraries' those of their Python bindings.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
@@ -157,6 +160,16 @@ def measure(engine, cases, spell, repeats):
     return figures
 
 
+def measure_probe(probe, tokenizer, cases):
+    lines = "".join(json.dumps({key: case[key] for key in ("schema", "valid", "invalid")}) + "\n" for case in cases)
+    output = subprocess.run([probe, "schemas", tokenizer], input=lines, capture_output=True, text=True, check=True).stdout
+    rows = [json.loads(line) for line in output.splitlines()]
+    return {"compiled": len(rows), "not_compiled": [], "accepted": sum(row["valid"] for row in rows),
+            "refused": sum(len(case["invalid"]) - row["invalid"] for case, row in zip(cases, rows)),
+            "compile": spread([1e-6 * row["compile_us"] for row in rows]),
+            "mask": spread([1e-6 * mask for row in rows for mask in row["mask_us"]])}
+
+
 def spread(seconds):
     ordered = sorted(seconds)
     return statistics.median(ordered), ordered[int(0.99 * (len(ordered) - 1))]
@@ -165,6 +178,7 @@ def spread(seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--probe")
     parser.add_argument("--schemas", type=pathlib.Path, default=ROOT / "tests/decode/conformance")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--markdown", action="store_true")
@@ -177,7 +191,7 @@ def main():
     def spell(value):
         return greedy(json.dumps(value, ensure_ascii=False, separators=(",", ":")), ids_by_bytes, longest)
 
-    rows = []
+    rows = [("needle", measure_probe(options.probe, options.tokenizer, cases))] if options.probe else []
     for library in (LLGuidance, XGrammar):
         try:
             engine = library(pieces)

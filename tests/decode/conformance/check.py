@@ -2,12 +2,16 @@
 """Holds the conformance table against an independent validator: every "valid" and "unwritten" value validates, no
 "invalid" one does.
 
-Usage: check.py. Exit code 0 if the table is right, 1 if it is not, 77 (skipped) without the package jsonschema
-(third_party/python-test.txt).
+Usage: check.py                          the table
+       check.py --samples PROBE COUNT    COUNT values that random logits make under the grammars of the table's schemas and of
+                                         random ones; PROBE is the program needle-grammar-probe
+
+Exit code 0 if all is right, 1 if it is not, 77 (skipped) without the package jsonschema (third_party/python-test.txt).
 """
 
 import json
 import pathlib
+import subprocess
 import sys
 
 try:
@@ -21,14 +25,40 @@ FORMATS = ["date", "time", "date-time", "duration", "email", "hostname", "ipv4",
 LEAST_PAIRS = 400
 
 
+def tables():
+    return sorted(pathlib.Path(__file__).parent.glob("*.json"))
+
+
+def check_samples(checker, probe, count):
+    lines = subprocess.run([probe, "samples", count, *map(str, tables())], stdout=subprocess.PIPE, check=True).stdout
+    checked, wrong = 0, []
+    for line in lines.splitlines():
+        sample = json.loads(line)
+        checked += 1
+        try:
+            value = json.loads(sample["text"])
+            jsonschema.Draft202012Validator(sample["schema"], format_checker=checker).validate(value)
+            problem = "" if sample["whole"] else "cut off"
+        except ValueError as error:
+            problem = f"not JSON: {error}"
+        except jsonschema.ValidationError as error:
+            problem = error.message
+        if problem:
+            wrong.append(f"{json.dumps(sample['schema'])}: {sample['text']}: {problem}"[:500])
+    print("\n".join(wrong[:20] + [f"{checked} values made, {len(wrong)} wrong"]))
+    return 1 if wrong or checked != int(count) else 0
+
+
 def main():
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     unknown = [name for name in FORMATS if name not in checker.checkers]
     if unknown:
         print(f"skipped: jsonschema does not check {', '.join(unknown)}; install third_party/python-test.txt")
         return 77
+    if sys.argv[1:2] == ["--samples"]:
+        return check_samples(checker, *sys.argv[2:4])
     pairs, wrong = 0, []
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.json")):
+    for path in tables():
         for case in json.loads(path.read_text(encoding="utf-8")):
             jsonschema.Draft202012Validator.check_schema(case["schema"])
             validator = jsonschema.Draft202012Validator(case["schema"], format_checker=checker)

@@ -1,0 +1,46 @@
+// Grammars by their tools: compiled once, kept for the next request with the same ones.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include "needle/decode/grammar.h"
+#include "needle/text/tokenizer.h"
+
+namespace needle {
+
+// Of one tokenizer, whose trie is made when the first grammar is. Safe from several threads.
+class GrammarSource {
+ public:
+  static constexpr std::size_t kKept = 64;  // grammars; the least recently used goes first
+
+  explicit GrammarSource(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
+
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+
+  // As Grammar::of_tools and of_schema. Throws Error or DataError; an error is not kept.
+  std::shared_ptr<const Grammar> of_tools(std::string_view tools_json,
+                                          const GrammarOptions& options);
+  std::shared_ptr<const Grammar> of_schema(std::string_view schema_json,
+                                           const GrammarOptions& options);
+
+ private:
+  using Entry = std::pair<std::string, std::shared_ptr<const Grammar>>;
+  using Make = std::function<std::shared_ptr<const Grammar>(std::shared_ptr<const TokenTrie>)>;
+  std::shared_ptr<const Grammar> find_or_make(std::string key, const Make& make);
+
+  Tokenizer tokenizer_;
+  std::mutex mutex_;
+  std::shared_ptr<const TokenTrie> trie_;
+  std::list<Entry> entries_;                                                 // the last used first
+  std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key_;  // views of the keys
+};
+
+}  // namespace needle
