@@ -13,7 +13,7 @@
 #include "needle/calls/tool_name.h"
 #include "needle/decode/confidence.h"
 #include "needle/decode/engine.h"
-#include "needle/decode/grammar_machine.h"
+#include "needle/decode/grammar_options.h"
 #include "needle/decode/token_loop.h"
 #include "needle/text/prompt.h"
 #include "needle/text/tokenizer.h"

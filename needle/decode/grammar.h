@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "needle/calls/json_value.h"
-#include "needle/core/enum_names.h"
+#include "needle/decode/grammar_options.h"
 #include "needle/decode/number_automaton.h"
 #include "needle/decode/schema_shapes.h"
 #include "needle/decode/text_automaton.h"
@@ -23,24 +23,6 @@
 #include "needle/decode/token_trie.h"
 
 namespace needle {
-
-// Which free strings must be spans of the query. A schema's "x-grounded": true or false goes
-// before, and holds for numbers, too.
-enum class Grounding {
-  kOff,   // none but those
-  kAuto,  // all without a form of their own (no enum, pattern, format or length)
-};
-inline constexpr EnumNames<Grounding, 2> kGroundingNames{
-    {{{Grounding::kOff, "off"}, {Grounding::kAuto, "auto"}}}};
-
-struct GrammarOptions {
-  JsonEscapes escapes = JsonEscapes::kAscii;  // how listed texts and keys are spelled
-  Grounding grounding = Grounding::kOff;
-  // Parameters that are grounded besides: "tool.parameter", or "tool" for all strings and numbers
-  // of one.
-  std::vector<std::string> grounded;
-  int recursion_depth = 4;  // how often a schema may hold itself
-};
 
 // Immutable but for caches behind a mutex: safe from several threads.
 class Grammar {

@@ -146,7 +146,8 @@ class GrammarCompiler {
     return value;
   }
 
-  std::optional<Value> compile_shapes(const std::vector<Shape>& shapes, const std::string& path) {
+  std::optional<Value> compile_shapes(const std::vector<SchemaShape>& shapes,
+                                      const std::string& path) {
     Value value;
     std::vector<std::string> listed;
     std::string contradiction = "no value fits: what holds at once contradicts itself";
@@ -156,7 +157,7 @@ class GrammarCompiler {
       value.nodes.push_back({kind, index});
       fewest = std::min(fewest, tokens);
     };
-    for (const Shape& shape : shapes) {
+    for (const SchemaShape& shape : shapes) {
       try {
         if (shape.listed || shape.type == JsonType::kNull || shape.type == JsonType::kBoolean) {
           list(shape, path, listed);
@@ -201,7 +202,7 @@ class GrammarCompiler {
 
   // --- Values that are written out ---
 
-  void list(const Shape& shape, const std::string& path, std::vector<std::string>& listed) {
+  void list(const SchemaShape& shape, const std::string& path, std::vector<std::string>& listed) {
     std::vector<JsonValue> values;
     if (shape.listed) {
       values = *shape.listed;
@@ -223,7 +224,7 @@ class GrammarCompiler {
   }
 
   // Of values in `enum` and `const`: what else the schema says of their type.
-  bool fits(const Shape& shape, const JsonValue& value, const std::string& path) {
+  bool fits(const SchemaShape& shape, const JsonValue& value, const std::string& path) {
     if (value.is_number()) {
       const std::optional<NumberAutomaton> automaton = number_automaton(shape.number);
       const NumberSchema& schema = shape.number;
@@ -279,7 +280,7 @@ class GrammarCompiler {
   }
 
   template <typename Add>
-  void add_number(const Shape& shape, const std::string& path, Add add) {
+  void add_number(const SchemaShape& shape, const std::string& path, Add add) {
     const std::optional<NumberAutomaton> automaton = number_automaton(shape.number);
     if (!automaton) {
       throw Contradiction{"no number fits: minimum, maximum and multipleOf contradict each other"};
@@ -347,7 +348,7 @@ class GrammarCompiler {
     return tool_grounded_ || std::ranges::find(options_.grounded, name) != options_.grounded.end();
   }
 
-  bool is_grounded(const Shape& shape, const std::string& path) const {
+  bool is_grounded(const SchemaShape& shape, const std::string& path) const {
     const StringShape& string = shape.string;
     const bool plain = string.patterns.empty() && string.formats.empty() &&
                        string.min_length <= 1 && string.max_length < 0;
@@ -356,7 +357,7 @@ class GrammarCompiler {
   }
 
   template <typename Add>
-  void add_string(const Shape& whole, const std::string& path, Add add) {
+  void add_string(const SchemaShape& whole, const std::string& path, Add add) {
     const StringShape& shape = whole.string;
     if (shape.max_length >= 0 && shape.min_length > shape.max_length) {
       throw Contradiction{

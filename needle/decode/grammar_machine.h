@@ -15,13 +15,6 @@
 
 namespace needle {
 
-// How many calls an answer has, and of which tools.
-struct CallLimits {
-  std::int64_t min_calls = 0;
-  std::int64_t max_calls = -1;      // -1: any number
-  std::optional<std::string> tool;  // only this one; its name as in the grammar's tools
-};
-
 // Up to two bytes that may follow, enough to know whether there is a choice.
 struct NextByte {
   int count = 0;  // 2: two or more

@@ -70,7 +70,8 @@ bool is_true(const JsonValue* value) {
   return value != nullptr && value->is_bool() && value->as_bool();
 }
 
-void keep_types(const JsonValue& schema, const std::string& path, std::vector<Shape>& shapes) {
+void keep_types(const JsonValue& schema, const std::string& path,
+                std::vector<SchemaShape>& shapes) {
   const JsonValue* declared = schema.find("type");
   if (declared == nullptr) {
     return;
@@ -110,13 +111,14 @@ void keep_types(const JsonValue& schema, const std::string& path, std::vector<Sh
   if (any) {
     return;
   }
-  std::erase_if(shapes, [&](const Shape& shape) { return !types.contains(shape.type); });
-  for (Shape& shape : shapes) {
+  std::erase_if(shapes, [&](const SchemaShape& shape) { return !types.contains(shape.type); });
+  for (SchemaShape& shape : shapes) {
     shape.number.integer = shape.number.integer || (integer && !number);
   }
 }
 
-void keep_listed(const JsonValue& schema, const std::string& path, std::vector<Shape>& shapes) {
+void keep_listed(const JsonValue& schema, const std::string& path,
+                 std::vector<SchemaShape>& shapes) {
   std::vector<JsonValue> values;
   if (const JsonValue* listed = schema.find("enum")) {
     values = expect_array(*listed, path, "enum").items();
@@ -131,7 +133,7 @@ void keep_listed(const JsonValue& schema, const std::string& path, std::vector<S
   if (is_true(schema.find("nullable"))) {
     values.emplace_back();
   }
-  for (Shape& shape : shapes) {
+  for (SchemaShape& shape : shapes) {
     std::vector<JsonValue> kept;
     for (const JsonValue& value : values) {
       const bool known =
@@ -142,7 +144,8 @@ void keep_listed(const JsonValue& schema, const std::string& path, std::vector<S
     }
     shape.listed = std::move(kept);
   }
-  std::erase_if(shapes, [](const Shape& shape) { return shape.listed && shape.listed->empty(); });
+  std::erase_if(shapes,
+                [](const SchemaShape& shape) { return shape.listed && shape.listed->empty(); });
 }
 
 void apply_number(const JsonValue& schema, const std::string& path, NumberSchema& number) {
@@ -300,13 +303,13 @@ void put_together(ObjectShape& object) {
 
 }  // namespace
 
-std::vector<Shape> SchemaReader::shapes(const SchemaConjunction& conjunction) {
+std::vector<SchemaShape> SchemaReader::shapes(const SchemaConjunction& conjunction) {
   std::vector<Item> items;
   for (const SchemaPlace& place : conjunction) {
     items.push_back({.place = place});
   }
-  std::vector<Shape> shapes = expand(std::move(items), 0);
-  for (Shape& shape : shapes) {
+  std::vector<SchemaShape> shapes = expand(std::move(items), 0);
+  for (SchemaShape& shape : shapes) {
     put_together(shape.object);
   }
   return shapes;
@@ -346,7 +349,7 @@ void SchemaReader::inline_parts(std::vector<Item>& items) const {
   }
 }
 
-std::vector<Shape> SchemaReader::expand(std::vector<Item> items, int depth) {
+std::vector<SchemaShape> SchemaReader::expand(std::vector<Item> items, int depth) {
   for (const Item& item : items) {
     if (!item.place.schema->is_object() && !item.place.schema->is_bool()) {
       fail(item.place.path,
@@ -364,7 +367,7 @@ std::vector<Shape> SchemaReader::expand(std::vector<Item> items, int depth) {
       return expand_choice(items, i, depth);
     }
   }
-  std::vector<Shape> shapes;
+  std::vector<SchemaShape> shapes;
   for (const JsonType type : {JsonType::kNull, JsonType::kBoolean, JsonType::kNumber,
                               JsonType::kString, JsonType::kArray, JsonType::kObject}) {
     shapes.push_back({.type = type});
@@ -380,7 +383,7 @@ std::vector<Shape> SchemaReader::expand(std::vector<Item> items, int depth) {
     keep_types(*schema, path, shapes);
     keep_listed(*schema, path, shapes);
     const JsonValue* grounded = schema->find("x-grounded");
-    for (Shape& shape : shapes) {
+    for (SchemaShape& shape : shapes) {
       if (grounded != nullptr && grounded->is_bool()) {
         shape.grounded = grounded->as_bool();
       }
@@ -394,8 +397,8 @@ std::vector<Shape> SchemaReader::expand(std::vector<Item> items, int depth) {
   return shapes;
 }
 
-std::vector<Shape> SchemaReader::expand_choice(const std::vector<Item>& items, std::size_t at,
-                                               int depth) {
+std::vector<SchemaShape> SchemaReader::expand_choice(const std::vector<Item>& items, std::size_t at,
+                                                     int depth) {
   const SchemaPlace& place = items[at].place;
   const bool any_of = !items[at].any_of_done && place.schema->find("anyOf") != nullptr;
   const std::string keyword = any_of ? "anyOf" : "oneOf";
@@ -407,13 +410,13 @@ std::vector<Shape> SchemaReader::expand_choice(const std::vector<Item>& items, s
   if (depth >= kMostChoices) {
     fail(place.path + "." + keyword, format("more than {} choices within one value", kMostChoices));
   }
-  std::vector<Shape> all;
-  std::vector<std::vector<Shape>> apart;
+  std::vector<SchemaShape> all;
+  std::vector<std::vector<SchemaShape>> apart;
   for (std::size_t i = 0; i < alternatives.size(); ++i) {
     std::vector<Item> chosen = items;
     (any_of ? chosen[at].any_of_done : chosen[at].one_of_done) = true;
     chosen.push_back({.place = {&alternatives[i], format("{}.{}[{}]", place.path, keyword, i)}});
-    std::vector<Shape> shapes = expand(std::move(chosen), depth + 1);
+    std::vector<SchemaShape> shapes = expand(std::move(chosen), depth + 1);
     if (all.size() + shapes.size() > kMostAlternatives) {
       fail(place.path + "." + keyword, format("more than {} alternatives", kMostAlternatives));
     }
@@ -422,8 +425,8 @@ std::vector<Shape> SchemaReader::expand_choice(const std::vector<Item>& items, s
   }
   for (std::size_t a = 0; !any_of && a < apart.size(); ++a) {
     for (std::size_t b = a + 1; b < apart.size(); ++b) {
-      for (const Shape& one : apart[a]) {
-        for (const Shape& other : apart[b]) {
+      for (const SchemaShape& one : apart[a]) {
+        for (const SchemaShape& other : apart[b]) {
           if (!disjoint(one, other, 0)) {
             note(place.path, keyword,
                  format("alternatives {} and {} may both fit one value; enforced as anyOf", a, b));
@@ -436,7 +439,7 @@ std::vector<Shape> SchemaReader::expand_choice(const std::vector<Item>& items, s
 }
 
 // Whether provably no value fits both.
-bool SchemaReader::disjoint(const Shape& a, const Shape& b, int depth) {
+bool SchemaReader::disjoint(const SchemaShape& a, const SchemaShape& b, int depth) {
   if (a.type != b.type) {
     return true;
   }
@@ -466,10 +469,10 @@ bool SchemaReader::disjoint(const Shape& a, const Shape& b, int depth) {
       return shapes(
           std::ranges::find(object.properties, name, &ObjectShape::Property::name)->value);
     };
-    const std::vector<Shape> of_a = value(in_a), of_b = value(in_b);
-    return std::ranges::all_of(of_a, [&](const Shape& one) {
+    const std::vector<SchemaShape> of_a = value(in_a), of_b = value(in_b);
+    return std::ranges::all_of(of_a, [&](const SchemaShape& one) {
       return std::ranges::all_of(
-          of_b, [&](const Shape& other) { return disjoint(one, other, depth + 1); });
+          of_b, [&](const SchemaShape& other) { return disjoint(one, other, depth + 1); });
     });
   });
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "needle/calls/json_value.h"
+#include "needle/decode/grammar_options.h"
 #include "needle/decode/number_automaton.h"
 
 namespace needle {
@@ -55,7 +56,7 @@ struct ObjectShape {
 };
 
 // What is asked of values of one type; only the member of that type counts.
-struct Shape {
+struct SchemaShape {
   JsonType type = JsonType::kNull;
   std::optional<std::vector<JsonValue>> listed;  // enum and const
   std::optional<bool> grounded;                  // "x-grounded": must it stand in the query?
@@ -63,13 +64,6 @@ struct Shape {
   StringShape string;
   ArrayShape array;
   ObjectShape object;
-};
-
-// Something of a schema that the output need not obey.
-struct Unenforced {
-  std::string path;
-  std::string keyword;
-  std::string reason;
 };
 
 // Reads schemas of one document. Not thread-safe.
@@ -81,17 +75,17 @@ class SchemaReader {
 
   // The alternatives of a value; none if it contradicts itself. Throws Error naming the place if a
   // keyword's value makes no sense, a $ref leads nowhere, or there are more than 256 alternatives.
-  std::vector<Shape> shapes(const SchemaConjunction& conjunction);
+  std::vector<SchemaShape> shapes(const SchemaConjunction& conjunction);
 
  private:
   struct Item {
     SchemaPlace place;
     bool any_of_done = false, one_of_done = false;
   };
-  std::vector<Shape> expand(std::vector<Item> items, int depth);
-  std::vector<Shape> expand_choice(const std::vector<Item>& items, std::size_t at, int depth);
+  std::vector<SchemaShape> expand(std::vector<Item> items, int depth);
+  std::vector<SchemaShape> expand_choice(const std::vector<Item>& items, std::size_t at, int depth);
   void inline_parts(std::vector<Item>& items) const;
-  bool disjoint(const Shape& a, const Shape& b, int depth);
+  bool disjoint(const SchemaShape& a, const SchemaShape& b, int depth);
   SchemaPlace resolve(const std::string& reference, const std::string& path) const;
   void note(const std::string& path, std::string_view keyword, std::string reason);
   void note_unsupported(const SchemaPlace& place);
