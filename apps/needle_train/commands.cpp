@@ -8,6 +8,7 @@
 
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
+#include "needle/train/bench.h"
 #include "needle/train/finetune.h"
 #include "needle/train/pretrain.h"
 #include "needle/train/run_config.h"
@@ -115,6 +116,22 @@ void run_config_command(const ConfigCommandOptions& options) {
   }
 }
 
+void run_bench(const TrainBenchOptions& options, bool json) {
+  const TrainBenchResult result = train_bench(options);
+  if (json) {
+    print_line(result.to_json());
+    return;
+  }
+  std::cout << format(
+                   "{} in {}\n"
+                   "speed       {:.0f} tokens/s, {:.1f} ms a step (fastest {:.1f})\n"
+                   "memory      {:.0f} MB at most\n"
+                   "loss        {:.6f} at the first step",
+                   result.config, result.compute_dtype, result.tokens_per_second, result.step_ms,
+                   result.step_ms_min, result.peak_rss_mb, result.loss)
+            << std::endl;
+}
+
 }  // namespace
 
 void add_pretrain_command(CLI::App& app) {
@@ -193,6 +210,32 @@ void add_config_command(CLI::App& app) {
       "  needle-train config\n"
       "  needle-train config --print finetune --set train.epochs=3 > my.json");
   command->callback([options] { run_config_command(*options); });
+}
+
+void add_bench_command(CLI::App& app) {
+  auto options = std::make_shared<TrainBenchOptions>();
+  auto json = std::make_shared<bool>(false);
+  auto* command =
+      app.add_subcommand("bench", "Time training steps on fixed shapes and random tokens");
+  command
+      ->add_option("--config", options->config,
+                   "pre8: released shape, 8 x (256 + 128) tokens; pack4: 4 packed rows of 1024 + "
+                   "512, 6 segments each; tiny: 1.9 M parameters, 16 x (128 + 48)")
+      ->capture_default_str();
+  command->add_option("--steps", options->steps, "Timed steps, after one that is not")
+      ->capture_default_str();
+  command
+      ->add_option("--set", options->overrides,
+                   "Set a field of the run config: train.compute_dtype=float32")
+      ->allow_extra_args(false);
+  command->add_option("--dump", options->dump,
+                      "Folder for weights.safetensors and batch.safetensors of the first step");
+  command->add_flag("--json", *json, "Print the result as a JSON line");
+  command->footer(
+      "OMP_NUM_THREADS sets the threads. Examples:\n"
+      "  needle-train bench --config tiny\n"
+      "  needle-train bench --config pack4 --set train.compute_dtype=float32 --json");
+  command->callback([options, json] { run_bench(*options, *json); });
 }
 
 }  // namespace needle

@@ -1,7 +1,8 @@
 // needle-train: from rows to a trained model.
+#include "needle/train/host_memory.h"
+
 #include "apps/cli.h"
 #include "apps/needle_train/commands.h"
-#include "needle/train/host_memory.h"
 
 int main(int argc, char** argv) {
   needle::keep_freed_memory();
@@ -21,5 +22,6 @@ int main(int argc, char** argv) {
   needle::add_pretrain_command(app);
   needle::add_finetune_command(app);
   needle::add_config_command(app);
+  needle::add_bench_command(app);
   return needle::run_command(app, argc, argv);
 }

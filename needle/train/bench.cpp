@@ -1,0 +1,149 @@
+#include "needle/train/bench.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+#include <torch/torch.h>
+
+#include "needle/core/error.h"
+#include "needle/core/fields.h"
+#include "needle/core/random.h"
+#include "needle/model/checkpoint.h"
+#include "needle/train/device.h"
+#include "needle/train/device_batch.h"
+#include "needle/train/run_config.h"
+#include "needle/train/run_setup.h"
+#include "needle/train/train_step.h"
+
+namespace needle {
+namespace {
+
+constexpr TokenId kFirstWord = 6;  // behind the special tokens
+
+ModelConfig tiny_shape() {
+  ModelConfig config = load_model_config("tiny");
+  config.vocab_size = 4096;  // 1.9 million parameters
+  return config;
+}
+
+RunConfig bench_config(const TrainBenchCase& shape, const TrainBenchOptions& options) {
+  RunConfig config;
+  config.model = shape.model;
+  config.init = InitMethod::kReference;
+  config.step.quant.every = 0;
+  config.step.contrastive_every = 0;
+  for (const std::string& assignment : options.overrides) {
+    apply_override(config, assignment);
+  }
+  config.check("bench");
+  return config;
+}
+
+void dump(const std::filesystem::path& folder, const Needle& model, const Batch& batch) {
+  std::filesystem::create_directories(folder);
+  save_model_parameters(model, folder / "weights.safetensors");
+  const DeviceBatch tensors = to_device(batch, torch::kCPU, model->config().vocab_size, nullptr);
+  NamedTensors named{{"source", tensors.input.source},
+                     {"decoder_in", tensors.input.decoder_in},
+                     {"target", tensors.target}};
+  if (tensors.input.source_segments.defined()) {
+    named["source_segments"] = tensors.input.source_segments;
+    named["decoder_segments"] = tensors.input.decoder_segments;
+  }
+  save_tensors(folder / "batch.safetensors", named);
+}
+
+}  // namespace
+
+Json TrainBenchResult::to_json() const {
+  return {{"peer", "needle"},
+          {"config", config},
+          {"compute_dtype", compute_dtype},
+          {"tokens_per_s", tokens_per_second},
+          {"ms_step", step_ms},
+          {"ms_step_min", step_ms_min},
+          {"peak_rss_mb", peak_rss_mb},
+          {"loss", loss}};
+}
+
+TrainBenchCase train_bench_case(const std::string& name) {
+  if (name == "pre8") {
+    return {.model = load_model_config("released"), .rows = 8, .enc_len = 256, .dec_len = 128};
+  }
+  if (name == "pack4") {
+    return {.model = load_model_config("released"),
+            .rows = 4,
+            .enc_len = 1024,
+            .dec_len = 512,
+            .segments = 6};
+  }
+  if (name == "tiny") {
+    return {.model = tiny_shape(), .rows = 16, .enc_len = 128, .dec_len = 48};
+  }
+  throw ConfigError(format("bench: no shape \"{}\"; give pre8, pack4 or tiny", name));
+}
+
+Batch train_bench_batch(const TrainBenchCase& shape, std::uint64_t seed) {
+  Random random(seed);
+  Batch batch{.rows = shape.rows, .enc_len = shape.enc_len, .dec_len = shape.dec_len};
+  const auto words = static_cast<std::uint32_t>(shape.model.vocab_size - kFirstWord);
+  const auto fill = [&](std::vector<TokenId>& ids, std::int64_t length) {
+    for (std::int64_t i = 0; i < shape.rows * length; ++i) {
+      ids.push_back(kFirstWord + static_cast<TokenId>(random.below(words)));
+    }
+  };
+  const auto number = [&](std::vector<std::int32_t>& segments, std::int64_t length) {
+    for (std::int64_t i = 0; i < shape.rows * length; ++i) {
+      const auto segment = (i % length) / (length / shape.segments);
+      segments.push_back(static_cast<std::int32_t>(std::min(segment, shape.segments - 1) + 1));
+    }
+  };
+  fill(batch.source, shape.enc_len);
+  fill(batch.decoder_in, shape.dec_len);
+  fill(batch.target, shape.dec_len);
+  if (shape.segments > 0) {
+    number(batch.source_segments, shape.enc_len);
+    number(batch.decoder_segments, shape.dec_len);
+  }
+  return batch;
+}
+
+TrainBenchResult train_bench(const TrainBenchOptions& options) {
+  if (options.steps < 1) {
+    throw ConfigError(format("bench: {} steps: give 1 or more", options.steps));
+  }
+  const TrainBenchCase shape = train_bench_case(options.config);
+  const RunConfig config = bench_config(shape, options);
+  const std::array batches{train_bench_batch(shape, config.train.seed)};
+  Needle model = make_model(config);
+  place_model(model, config.train);
+  if (!options.dump.empty()) {
+    dump(options.dump, model, batches.front());
+  }
+  const torch::Device device = model->embedding->weight.device();
+  Optimizer optimizer(model, config.optimizer, options.steps + 1);
+  TrainStep step(model, optimizer, config.step, device, config.train.seed);
+
+  TrainBenchResult result{.config = options.config,
+                          .compute_dtype = c10::toString(model->compute_dtype())};
+  result.loss = step.run(0, batches).loss;
+  std::vector<double> times_ms;
+  for (std::int64_t i = 1; i <= options.steps; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    step.run(i, batches);
+    synchronize(device);
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - start;
+    times_ms.push_back(elapsed.count());
+  }
+  std::sort(times_ms.begin(), times_ms.end());
+  result.step_ms = times_ms[times_ms.size() / 2];
+  result.step_ms_min = times_ms.front();
+  const auto tokens = static_cast<double>(shape.rows * (shape.enc_len + shape.dec_len));
+  result.tokens_per_second = 1000.0 * tokens / result.step_ms;
+  result.peak_rss_mb = static_cast<double>(memory_use(torch::kCPU).peak_bytes) / 1e6;
+  return result;
+}
+
+}  // namespace needle
