@@ -1,11 +1,11 @@
 #include "needle/text/model_proto.h"
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <unordered_set>
 
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
@@ -19,16 +19,20 @@ enum class WireType : std::uint32_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFi
 constexpr std::uint32_t kPieces = 1;
 constexpr std::uint32_t kTrainerSpec = 2;
 constexpr std::uint32_t kNormalizerSpec = 3;
-constexpr std::uint32_t kSelfTestData = 4;
 constexpr std::uint32_t kDenormalizerSpec = 5;
 constexpr std::uint32_t kPieceText = 1;
 constexpr std::uint32_t kPieceScore = 2;
 constexpr std::uint32_t kPieceType = 3;
 constexpr std::uint32_t kModelType = 3;
 constexpr std::uint32_t kNumThreads = 16;
+constexpr std::uint32_t kTreatWhitespaceAsSuffix = 24;
+constexpr std::uint32_t kByteFallback = 35;
+constexpr std::uint32_t kUnkSurface = 44;
 constexpr std::uint32_t kCharsmap = 2;
+constexpr std::uint32_t kAddDummyPrefix = 3;
+constexpr std::uint32_t kRemoveExtraWhitespaces = 4;
+constexpr std::uint32_t kEscapeWhitespaces = 5;
 constexpr std::uint64_t kBpe = 2;
-constexpr std::uint64_t kControl = 3;
 
 struct Field {
   std::uint32_t number = 0;
@@ -153,12 +157,13 @@ ModelProtoPiece read_piece(std::string_view message, std::size_t id, std::string
       if (std::isnan(std::bit_cast<float>(bits))) {
         throw FormatError(format("{}: the score of piece {} is not a number", where, id));
       }
+      piece.score = std::bit_cast<float>(bits);
     } else if (field->number == kPieceType) {
       expect_type(*field, WireType::kVarint, "a piece's type", where);
       piece.type = piece_type_of(field->varint, where);
     }
   }
-  // A zero byte would end the piece early inside SentencePiece's trie.
+  // SentencePiece's own trie would end at a zero byte.
   if (piece.text.empty() || !is_valid_utf8(piece.text) ||
       piece.text.find('\0') != std::string_view::npos) {
     throw FormatError(format("{}: piece {} is empty or not valid text", where, id));
@@ -166,31 +171,110 @@ ModelProtoPiece read_piece(std::string_view message, std::size_t id, std::string
   return piece;
 }
 
-void check_normalizer(std::string_view message, std::string_view where) {
+bool read_flag(const Field& field, std::string_view name, std::string_view where) {
+  expect_type(field, WireType::kVarint, name, where);
+  return field.varint != 0;
+}
+
+[[noreturn]] void refuse(std::string_view where, std::string_view setting) {
+  throw FormatError(format(
+      "{}: the tokenizer {}; expected a BPE model of identity normalisation with byte fallback, as "
+      "needle-data train-tokenizer makes them",
+      where, setting));
+}
+
+void read_normalizer(std::string_view message, ModelProto& model, std::string_view where) {
   FieldReader reader(message, where);
   while (const auto field = reader.next()) {
-    if (field->number == kCharsmap &&
-        !(field->type == WireType::kBytes && field->payload.empty())) {
-      throw FormatError(
-          format("{}: the tokenizer rewrites characters (a normalisation table); expected the "
-                 "rule 'identity'",
-                 where));
+    switch (field->number) {
+      case kCharsmap:
+        if (field->type != WireType::kBytes || !field->payload.empty()) {
+          refuse(where, "rewrites characters (a normalisation table)");
+        }
+        break;
+      case kAddDummyPrefix:
+        model.add_dummy_prefix = read_flag(*field, "add_dummy_prefix", where);
+        break;
+      case kRemoveExtraWhitespaces:
+        model.remove_extra_whitespaces = read_flag(*field, "remove_extra_whitespaces", where);
+        break;
+      case kEscapeWhitespaces:
+        if (!read_flag(*field, "escape_whitespaces", where)) {
+          refuse(where, "keeps spaces as they are (escape_whitespaces is false)");
+        }
+        break;
+      default:
+        break;
     }
   }
 }
 
-void check_trainer(std::string_view message, std::string_view where) {
+void read_trainer(std::string_view message, ModelProto& model, std::string_view where) {
   std::uint64_t model_type = 1;  // unigram is SentencePiece's default
+  bool byte_fallback = false;
   FieldReader reader(message, where);
   while (const auto field = reader.next()) {
-    if (field->number == kModelType) {
-      expect_type(*field, WireType::kVarint, "the model type", where);
-      model_type = field->varint;
+    switch (field->number) {
+      case kModelType:
+        expect_type(*field, WireType::kVarint, "the model type", where);
+        model_type = field->varint;
+        break;
+      case kTreatWhitespaceAsSuffix:
+        if (read_flag(*field, "treat_whitespace_as_suffix", where)) {
+          refuse(where, "puts spaces behind words (treat_whitespace_as_suffix is true)");
+        }
+        break;
+      case kByteFallback:
+        byte_fallback = read_flag(*field, "byte_fallback", where);
+        break;
+      case kUnkSurface:
+        expect_type(*field, WireType::kBytes, "unk_surface", where);
+        model.unk_surface = std::string(field->payload);
+        break;
+      default:
+        break;
     }
   }
   if (model_type != kBpe) {
     throw FormatError(format("{}: expected a SentencePiece model of type bpe (2), got type {}",
                              where, model_type));
+  }
+  if (!byte_fallback) {
+    refuse(where, "has no byte fallback");
+  }
+}
+
+// Each text once, one unknown piece, all bytes: what encoding and decoding rely on.
+void check_pieces(const std::vector<ModelProtoPiece>& pieces, std::string_view where) {
+  std::unordered_set<std::string_view> seen;
+  seen.reserve(pieces.size());
+  int unknown = 0;
+  int bytes = 0;
+  for (std::size_t id = 0; id < pieces.size(); ++id) {
+    const ModelProtoPiece& piece = pieces[id];
+    if (!seen.insert(piece.text).second) {
+      throw FormatError(format("{}: piece {} '{}' is there twice", where, id, piece.text));
+    }
+    unknown += piece.type == PieceType::kUnknown ? 1 : 0;
+    if (piece.type == PieceType::kUnused) {
+      throw FormatError(
+          format("{}: piece {} is of the type unused, which this program does not "
+                 "read; train the tokenizer again",
+                 where, id));
+    }
+    if (piece.type == PieceType::kByte) {
+      ++bytes;
+      if (byte_piece_value(piece.text) < 0) {
+        throw FormatError(format("{}: piece {} '{}' is no byte; expected <0x00> to <0xFF>", where,
+                                 id, piece.text));
+      }
+    }
+  }
+  if (unknown != 1 || bytes != 256) {
+    throw FormatError(
+        format("{}: not a SentencePiece model with byte fallback: {} unknown pieces and {} bytes, "
+               "expected 1 and 256",
+               where, unknown, bytes));
   }
 }
 
@@ -213,8 +297,20 @@ void append_message(std::string& out, std::uint32_t number, std::string_view mes
 
 }  // namespace
 
-std::vector<ModelProtoPiece> read_model_proto(std::string_view bytes, std::string_view where) {
-  std::vector<ModelProtoPiece> pieces;
+int byte_piece_value(std::string_view text) {
+  constexpr std::string_view kDigits = "0123456789ABCDEF";
+  if (text.size() != 6 || !text.starts_with("<0x") || text.back() != '>') {
+    return -1;
+  }
+  const std::size_t high = kDigits.find(text[3]);
+  const std::size_t low = kDigits.find(text[4]);
+  return high == std::string_view::npos || low == std::string_view::npos
+             ? -1
+             : static_cast<int>(high * 16 + low);
+}
+
+ModelProto read_model_proto(std::string_view bytes, std::string_view where) {
+  ModelProto model;
   bool has_trainer_spec = false;
   FieldReader reader(bytes, where);
   while (const auto field = reader.next()) {
@@ -224,49 +320,30 @@ std::vector<ModelProtoPiece> read_model_proto(std::string_view bytes, std::strin
     expect_type(*field, WireType::kBytes, "a message", where);
     switch (field->number) {
       case kPieces:
-        pieces.push_back(read_piece(field->payload, pieces.size(), where));
+        model.pieces.push_back(read_piece(field->payload, model.pieces.size(), where));
         break;
       case kTrainerSpec:
         has_trainer_spec = true;
-        check_trainer(field->payload, where);
+        read_trainer(field->payload, model, where);
         break;
       case kNormalizerSpec:
-      case kDenormalizerSpec:
-        check_normalizer(field->payload, where);
+        read_normalizer(field->payload, model, where);
         break;
+      case kDenormalizerSpec: {
+        ModelProto ignored;  // only a table would matter, and that is refused
+        read_normalizer(field->payload, ignored, where);
+        break;
+      }
       default:
         break;
     }
   }
-  if (pieces.empty() || !has_trainer_spec) {
+  if (model.pieces.empty() || !has_trainer_spec) {
     throw FormatError(format(
         "{}: not a SentencePiece model: it has no pieces or no trainer specification", where));
   }
-  return pieces;
-}
-
-std::string with_control_pieces(std::string_view bytes, std::span<const TokenId> ids) {
-  std::string out;
-  out.reserve(bytes.size());
-  TokenId id = 0;
-  FieldReader reader(bytes, "tokenizer");
-  while (const auto field = reader.next()) {
-    if (field->number == kSelfTestData) {
-      continue;
-    }
-    const bool rewrite =
-        field->number == kPieces && std::find(ids.begin(), ids.end(), id) != ids.end();
-    id += field->number == kPieces ? 1 : 0;
-    if (!rewrite) {
-      out += field->encoded;
-      continue;
-    }
-    std::string piece(field->payload);  // of repeated scalar fields the last one counts
-    append_tag(piece, kPieceType, WireType::kVarint);
-    append_varint(piece, kControl);
-    append_message(out, kPieces, piece);
-  }
-  return out;
+  check_pieces(model.pieces, where);
+  return model;
 }
 
 std::string without_thread_count(std::string_view bytes) {

@@ -1,12 +1,9 @@
-// Reads just enough of a SentencePiece model file (a protocol buffer) to check it and to change the
-// type of a piece.
-//
-// SentencePiece trusts its files in places; a file that came from elsewhere is checked here first.
+// Reads a SentencePiece model file (a protocol buffer): its pieces and the settings that change how
+// texts are encoded. Everything that came from elsewhere is checked here.
 // Field numbers: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 #pragma once
 
 #include <cstddef>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,17 +15,24 @@ namespace needle {
 
 struct ModelProtoPiece {
   std::string_view text;  // a view into the model's bytes
+  float score = 0.0F;     // finite or infinite, never NaN
   PieceType type = PieceType::kNormal;
 };
 
-// Throws FormatError naming `where` if the bytes are not a SentencePiece BPE model with identity
-// normalisation whose pieces are valid UTF-8. Does not look at the special ids.
-std::vector<ModelProtoPiece> read_model_proto(std::string_view bytes, std::string_view where);
+struct ModelProto {
+  std::vector<ModelProtoPiece> pieces;
+  bool add_dummy_prefix = true;                // a space before the text
+  bool remove_extra_whitespaces = true;        // spaces at the edges and all but one of a run
+  std::string unk_surface = " \xE2\x81\x87 ";  // how the unknown piece is decoded
+};
 
-// The same model with the pieces of these ids as control symbols, which never match in a text, and
-// without self-test samples (they may rely on the pieces). `bytes` must have passed
-// read_model_proto.
-std::string with_control_pieces(std::string_view bytes, std::span<const TokenId> ids);
+// Throws FormatError naming `where` if the bytes are not a SentencePiece BPE model with identity
+// normalisation and byte fallback, whose pieces are valid UTF-8, each there once, among them one
+// unknown piece and all 256 bytes. Does not look at the special ids.
+ModelProto read_model_proto(std::string_view bytes, std::string_view where);
+
+// The byte of a byte piece, "<0x0A>" for 10; -1 for any other text.
+int byte_piece_value(std::string_view text);
 
 // The same model without the number of threads that trained it, which says nothing about the
 // pieces: equal text and settings then give equal bytes everywhere. `bytes` must have passed

@@ -1,14 +1,13 @@
 #include "needle/text/tokenizer.h"
 
 #include <array>
-#include <exception>
-
-#include <sentencepiece_processor.h>
 
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/file.h"
+#include "needle/text/bpe.h"
 #include "needle/text/model_proto.h"
+#include "needle/text/normalize.h"
 
 namespace needle {
 namespace {
@@ -41,37 +40,49 @@ void check_special(std::span<const ModelProtoPiece> pieces, std::string_view whe
   }
 }
 
-void load_processor(sentencepiece::SentencePieceProcessor& processor, std::string_view bytes,
-                    std::string_view where) {
-  std::string reason;
-  try {
-    const auto status = processor.LoadFromSerializedProto(bytes);
-    if (status.ok()) {
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
+constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
+
+// The text of a piece with its spaces.
+void append_unescaped(std::string& text, std::string_view piece) {
+  while (true) {
+    const std::size_t at = piece.find(kSpaceMark);
+    text += piece.substr(0, at);
+    if (at == std::string_view::npos) {
       return;
     }
-    reason = status.message();
-  } catch (const std::exception& error) {  // its trie builder throws
-    reason = error.what();
+    text += ' ';
+    piece.remove_prefix(at + kSpaceMark.size());
   }
-  throw FormatError(format("{}: SentencePiece refuses the model: {}", where, reason));
 }
 
 }  // namespace
 
 struct Tokenizer::Impl {
-  std::string bytes;
-  std::vector<ModelProtoPiece> pieces;  // views into bytes
-  // The reference's processor, and one for which <tool_call> and <tools> are control symbols: those
-  // match no text.
-  sentencepiece::SentencePieceProcessor special;
-  sentencepiece::SentencePieceProcessor plain;
+  Impl(std::string_view model_proto, std::string_view where)
+      : bytes(model_proto), model(read_model_proto(bytes, where)), bpe(model.pieces) {
+    check_special(model.pieces, where);
+  }
 
-  const sentencepiece::SentencePieceProcessor& processor(SpecialText text) const {
-    return text == SpecialText::kSpecial ? special : plain;
+  std::string bytes;
+  ModelProto model;  // views into bytes
+  Bpe bpe;
+
+  NormalizedText normalized(std::string_view text, SpecialText special, bool want_origins) const {
+    NEEDLE_CHECK(text.size() < kMaxTextBytes, "cannot encode a text of {} bytes; the limit is {}",
+                 text.size(), kMaxTextBytes);
+    return normalize(text, bpe.symbols(),
+                     {.add_dummy_prefix = model.add_dummy_prefix,
+                      .remove_extra_whitespaces = model.remove_extra_whitespaces,
+                      .special = special == SpecialText::kSpecial,
+                      .want_origins = want_origins});
+  }
+  bool drops_first_space() const {
+    return model.add_dummy_prefix || model.remove_extra_whitespaces;
   }
   void check_id(TokenId id) const {
-    NEEDLE_CHECK(id >= 0 && static_cast<std::size_t>(id) < pieces.size(),
-                 "token {} is outside the vocabulary of {}", id, pieces.size());
+    NEEDLE_CHECK(id >= 0 && static_cast<std::size_t>(id) < model.pieces.size(),
+                 "token {} is outside the vocabulary of {}", id, model.pieces.size());
   }
 };
 
@@ -80,77 +91,84 @@ Tokenizer Tokenizer::load(const std::filesystem::path& path) {
 }
 
 Tokenizer Tokenizer::from_bytes(std::string_view model_proto, std::string_view where) {
-  auto impl = std::make_shared<Impl>();
-  impl->bytes = std::string(model_proto);
-  impl->pieces = read_model_proto(impl->bytes, where);
-  check_special(impl->pieces, where);
-  load_processor(impl->special, impl->bytes, where);
-  load_processor(impl->plain, with_control_pieces(impl->bytes, std::array{kToolCallId, kToolsId}),
-                 where);
   Tokenizer tokenizer;
-  tokenizer.impl_ = std::move(impl);
+  tokenizer.impl_ = std::make_shared<const Impl>(model_proto, where);
   return tokenizer;
 }
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, SpecialText special) const {
+  const NormalizedText normalized = impl_->normalized(text, special, false);
   std::vector<TokenId> ids;
-  const auto status = impl_->processor(special).Encode(text, &ids);
-  NEEDLE_CHECK(status.ok(), "cannot encode a text of {} bytes: {}", text.size(), status.message());
+  ids.reserve(normalized.text.size() / 3 + 4);
+  impl_->bpe.encode(normalized.text, special == SpecialText::kSpecial,
+                    [&](const BpeToken& token) { ids.push_back(token.id); });
   return ids;
 }
 
 std::vector<TokenSpan> Tokenizer::encode_spans(std::string_view text, SpecialText special) const {
-  sentencepiece::ImmutableSentencePieceText pieces;
-  const auto status = impl_->processor(special).Encode(text, pieces.mutable_proto());
-  NEEDLE_CHECK(status.ok(), "cannot encode a text of {} bytes: {}", text.size(), status.message());
-
+  const NormalizedText normalized = impl_->normalized(text, special, true);
   std::vector<TokenSpan> spans;
-  spans.reserve(pieces.pieces_size());
-  std::size_t first_byte_token = 0;  // of the byte tokens of one character
-  for (std::size_t i = 0; i < pieces.pieces_size(); ++i) {
-    const auto piece = pieces.pieces(static_cast<int>(i));
-    spans.push_back(
-        {.id = static_cast<TokenId>(piece.id()), .begin = piece.begin(), .end = piece.end()});
-    if (impl_->pieces[piece.id()].type != PieceType::kByte) {
-      first_byte_token = i + 1;
-      continue;
+  spans.reserve(normalized.text.size() / 3 + 4);
+  impl_->bpe.encode(normalized.text, special == SpecialText::kSpecial, [&](const BpeToken& token) {
+    const std::size_t begin = normalized.origins[token.begin];
+    const std::size_t end = normalized.origins[token.end];
+    TokenSpan span{.id = token.id, .begin = begin, .end = end};
+    if (token.byte >= 0) {  // each byte token has its own byte, U+FFFD's last one the broken one
+      const auto byte = static_cast<std::size_t>(token.byte);
+      const bool last = token.begin + byte + 1 == token.end;
+      const bool aligned = end - begin == token.end - token.begin;
+      span.begin = aligned ? begin + byte : begin;
+      span.end = aligned ? begin + byte + 1 : (last ? end : begin);
     }
-    // SentencePiece gives a split character's bytes to the last of its tokens; here each token has
-    // its own.
-    if (piece.end() > piece.begin()) {
-      const std::size_t count = i + 1 - first_byte_token;
-      for (std::size_t k = 0; k < count && count == piece.end() - piece.begin(); ++k) {
-        spans[first_byte_token + k].begin = piece.begin() + k;
-        spans[first_byte_token + k].end = piece.begin() + k + 1;
-      }
-      first_byte_token = i + 1;
-    }
-  }
+    spans.push_back(span);
+  });
   return spans;
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids) const {
+  std::string text;
+  std::string bytes;  // of byte tokens that follow one another: only those make characters
+  const auto end_bytes = [&] {
+    text += is_valid_utf8(bytes) ? bytes : replace_invalid_utf8(bytes);
+    bytes.clear();
+  };
+  bool at_start = true;  // no text before: a piece loses its dummy prefix
   for (const TokenId id : ids) {
     impl_->check_id(id);
+    const ModelProtoPiece& piece = impl_->model.pieces[static_cast<std::size_t>(id)];
+    if (piece.type == PieceType::kByte) {
+      bytes.push_back(static_cast<char>(byte_piece_value(piece.text)));
+      continue;
+    }
+    end_bytes();
+    at_start = at_start && text.empty();
+    if (piece.type == PieceType::kUnknown) {
+      text += impl_->model.unk_surface;
+    } else if (piece.type != PieceType::kControl) {
+      std::string_view shown = piece.text;
+      if (at_start && shown.starts_with(kSpaceMark) && impl_->drops_first_space()) {
+        shown.remove_prefix(kSpaceMark.size());
+        at_start = impl_->model.remove_extra_whitespaces;
+      }
+      append_unescaped(text, shown);
+    }
   }
-  std::string text;
-  const auto status = impl_->special.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
-  NEEDLE_CHECK(status.ok(), "cannot decode {} tokens: {}", ids.size(), status.message());
-  return is_valid_utf8(text) ? text : replace_invalid_utf8(text);
+  end_bytes();
+  return is_valid_utf8(text) ? text : replace_invalid_utf8(text);  // unk_surface may be anything
 }
 
 bool Tokenizer::round_trips(std::string_view text) const { return decode(encode(text)) == text; }
 
-TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->pieces.size()); }
+TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->model.pieces.size()); }
 
 std::string_view Tokenizer::piece(TokenId id) const {
   impl_->check_id(id);
-  return impl_->pieces[static_cast<std::size_t>(id)].text;
+  return impl_->model.pieces[static_cast<std::size_t>(id)].text;
 }
 
 PieceType Tokenizer::piece_type(TokenId id) const {
   impl_->check_id(id);
-  return impl_->pieces[static_cast<std::size_t>(id)].type;
+  return impl_->model.pieces[static_cast<std::size_t>(id)].type;
 }
 
 std::string_view Tokenizer::model_bytes() const { return impl_->bytes; }

@@ -1,4 +1,5 @@
-// Text to token ids and back: SentencePiece BPE behind a pimpl.
+// Text to token ids and back, as SentencePiece's BPE does it, from the pieces and scores of its
+// model file.
 #pragma once
 
 #include <filesystem>

@@ -38,6 +38,9 @@ class CheckLayersTest(unittest.TestCase):
             ({"needle/core/b.cpp": '\n#include "needle/calls/tool.h"\n'}, "needle/core/b.cpp:2: "),
             ({"needle/calls/b.h": "#include <torch/torch.h>\n"}, "needle/calls/b.h:1: "),
             ({"needle/calls/b.h": "#include <spdlog/spdlog.h>\n"}, "needle/calls/b.h:1: "),
+            ({"needle/calls/b.h": '\n#include "needle/core/log.h"\n'}, "needle/calls/b.h:2: "),
+            ({"needle/train/b.cpp": '#include "needle/core/log.h"\n'}, "needle/train/b.cpp:1: "),  # not linked
+            ({"needle/text/b.cpp": "#include <sentencepiece_processor.h>\n"}, "needle/text/b.cpp:1: "),
             ({"needle/train/b.cpp": "# include <fmt/core.h>\n"}, "needle/train/b.cpp:1: "),
             ({"needle/train/b.cpp": '#include "needle/data/pack.h"\n'}, "needle/train/b.cpp:1: "),  # not linked
             ({"needle/other/b.cpp": ""}, "needle/other:0: "),
