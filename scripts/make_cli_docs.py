@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-PROGRAMS = ["needle-train", "needle-data", "needle-export", "needle-eval", "needle-run"]
+PROGRAMS = ["needle-train", "needle-data", "needle-export", "needle-eval", "needle-run", "needle-serve"]
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
 

@@ -1,0 +1,121 @@
+// POST /v1/chat/completions.
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <utility>
+
+#include "needle/server/api_error.h"
+#include "needle/server/body.h"
+#include "needle/server/chat_request.h"
+#include "needle/server/chat_response.h"
+#include "needle/server/service.h"
+
+namespace needle {
+namespace {
+
+using Clock = Admission::Clock;
+
+// Tools that do not fit would be cut, and the model would never choose them: better said than done.
+void check_fit(const ServedModel& served, const ChatRequest& request) {
+  const auto room = static_cast<std::size_t>(served.model.prompt_config().max_enc_len);
+  if (request.call.query.size() + request.call.tools_json.size() < room - 2) {
+    return;  // a token has at least a byte
+  }
+  const NormalizedTools tools = normalize_tool_names(request.call.tools_json, NameStyle::kUnique,
+                                                     served.model.prompt_config().json_escapes);
+  const EncoderPrompt prompt = encode_prompt(served.model.tokenizer(), served.model.prompt_config(),
+                                             request.call.query, tools.tools_json);
+  if (prompt.cut_query_tokens + prompt.cut_tools_tokens > 0) {
+    throw ApiError(400,
+                   format("the prompt is {} tokens too long for the {} that this model reads; send "
+                          "fewer tools (POST /v1/rank finds the best) or a shorter text",
+                          prompt.cut_query_tokens + prompt.cut_tools_tokens, room),
+                   {.code = "context_length_exceeded", .param = "messages"});
+  }
+}
+
+}  // namespace
+
+struct Service::Completion {
+  ChatRequest request;
+  std::shared_ptr<const ServedModel> served;
+  CompletionHead head;
+  CompletionTimes times;
+  Clock::time_point deadline;
+  Admission::Ticket ticket;
+  std::function<bool()> client_gone;
+
+  // Generates; every text goes to `on_text` first. Throws ApiError 504 past the deadline and 499
+  // for a client that is gone.
+  CallResult run(Metrics& metrics, const std::function<bool(std::string_view)>& on_text) {
+    CallResult result;
+    if (request.answer_nothing) {
+      result.text = "[]";
+      return result;
+    }
+    std::string text;
+    bool stopped = false;
+    request.call.on_text = [&](std::string_view piece) {
+      text += piece;
+      stopped = stop_position(text, request.stop) < text.size();
+      return !stopped && Clock::now() < deadline && !client_gone() && on_text(piece);
+    };
+    result = served->model.call(request.call);
+    metrics.count_tokens(std::ssize(result.prompt_ids), std::ssize(result.ids));
+    if (result.stop == StopReason::kCancelled && !stopped) {
+      if (Clock::now() >= deadline) {
+        throw ApiError(504, "the answer took longer than a request may take", {.code = "timeout"});
+      }
+      metrics.count_cancelled();
+      throw ApiError(499, "the client went away");
+    }
+    return result;
+  }
+};
+
+HttpReply Service::chat(const HttpRequest& http) {
+  const auto arrived = Clock::now();
+  const auto work = std::make_shared<Completion>();
+  work->deadline = arrived + std::chrono::milliseconds(options_.limits.deadline_ms);
+  work->request = parse_chat_request(parse_body(http.body), options_.limits);
+  work->served = models_.open(work->request.model);
+  check_fit(*work->served, work->request);
+  work->client_gone = http.client_gone;
+  work->head = {.id = format("chatcmpl-{}x{}", run_id_, ++requests_),
+                .model = work->served->name,
+                .created = std::time(nullptr),
+                .fingerprint = "needle_" + work->served->fingerprint};
+  const auto queued = Clock::now();
+  work->ticket = enter(http, work->deadline);
+  work->times.queue_ms = std::chrono::duration<double, std::milli>(Clock::now() - queued).count();
+
+  if (!work->request.stream) {
+    const CallResult result = work->run(metrics_, [](std::string_view) { return true; });
+    work->ticket = {};
+    return {.body = write_compact(completion_json(work->head, work->request, result, work->times,
+                                                  &work->served->model.tokenizer()),
+                                  JsonEscapes::kUtf8)};
+  }
+  HttpReply reply{.content_type = "text/event-stream"};
+  reply.headers["Cache-Control"] = "no-store";
+  reply.stream = [this, work](const HttpReply::Write& write) {
+    CompletionStream stream(work->head, work->request);
+    try {
+      write(stream.begin());
+      const CallResult result = work->run(metrics_, [&](std::string_view piece) {
+        const std::string events = stream.add(piece);
+        return events.empty() || write(events);
+      });
+      work->ticket = {};
+      write(stream.finish(result, work->times, &work->served->model.tokenizer()));
+    } catch (const ApiError& error) {
+      write(event(error.to_json()));
+    } catch (const Error& error) {
+      write(event(ApiError(500, error.what()).to_json()));
+    }
+    work->ticket = {};
+  };
+  return reply;
+}
+
+}  // namespace needle

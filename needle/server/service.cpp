@@ -1,0 +1,201 @@
+#include "needle/server/service.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <exception>
+#include <random>
+#include <utility>
+
+#include "needle/core/log.h"
+#include "needle/server/api_error.h"
+#include "needle/server/embedded_files.h"
+
+namespace needle {
+
+struct Service::Route {
+  std::string_view path;
+  std::string_view method;
+  HttpReply (Service::*handler)(const HttpRequest&);
+  bool open = false;  // without a key
+};
+
+const Service::Route* Service::find_route(std::string_view path) {
+  static constexpr std::array<Route, 10> kRoutes = {{
+      {"/v1/chat/completions", "POST", &Service::chat},
+      {"/v1/embeddings", "POST", &Service::embeddings},
+      {"/v1/rank", "POST", &Service::rank},
+      {"/v1/models", "GET", &Service::models},
+      {"/health", "GET", &Service::health, true},
+      {"/metrics", "GET", &Service::metrics},
+      {"/openapi.json", "GET", &Service::openapi, true},
+      {"/", "GET", &Service::page, true},
+      {"/playground.css", "GET", &Service::page, true},
+      {"/playground.js", "GET", &Service::page, true},
+  }};
+  const auto found = std::ranges::find(kRoutes, path, &Route::path);
+  return found == kRoutes.end() ? nullptr : &*found;
+}
+
+Service::Service(ModelStore& models, ServiceOptions options)
+    : models_(models),
+      options_(std::move(options)),
+      admission_(options_.running, options_.waiting),
+      run_id_(format("{}", std::random_device()())) {}
+
+std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
+  const Route* route = find_route(request.path);
+  try {
+    // A preflight carries no key.
+    check_access(request, options_.access,
+                 route == nullptr || route->open || request.method == "OPTIONS");
+    if (request.method == "OPTIONS") {
+      return HttpReply{.status = 204, .headers = cors_headers(request, options_.access)};
+    }
+    if (route == nullptr) {
+      throw ApiError(404, format("{} {}: no such route; GET /openapi.json lists them",
+                                 request.method, request.path.substr(0, 100)));
+    }
+    if (request.method != route->method && !(request.method == "HEAD" && route->method == "GET")) {
+      HttpReply reply = ApiError(405, format("{}: expected {}, got {}", route->path, route->method,
+                                             request.method))
+                            .to_reply();
+      reply.headers["Allow"] = std::string(route->method);
+      return reply;
+    }
+    if (route->method == "POST") {
+      // Also keeps pages of other origins from sending what needs no preflight.
+      if (!request.header("Content-Type").starts_with("application/json")) {
+        throw ApiError(
+            415, format("Content-Type: expected application/json, got {}",
+                        excerpt(JsonValue::string(std::string(request.header("Content-Type"))))));
+      }
+      if (!request.header("Content-Encoding").empty()) {
+        throw ApiError(415, "Content-Encoding: expected a body that is not compressed");
+      }
+      const std::string_view length = request.header("Content-Length");
+      if (length.size() > 12 ||
+          (!length.empty() && std::stoull(std::string(length)) > options_.limits.body_bytes)) {
+        throw ApiError(413, format("the body: {} bytes, at most {} are allowed",
+                                   length.substr(0, 20), options_.limits.body_bytes));
+      }
+    }
+  } catch (const ApiError& error) {
+    return error.to_reply();
+  } catch (const std::exception&) {
+    return ApiError(400, "Content-Length: expected a number").to_reply();
+  }
+  return {};
+}
+
+HttpReply Service::handle(const HttpRequest& request) {
+  const auto start = std::chrono::steady_clock::now();
+  HttpReply reply = dispatch(request);
+  for (const auto& [name, value] : cors_headers(request, options_.access)) {
+    reply.headers[name] = value;
+  }
+  const Route* route = find_route(request.path);
+  const std::string_view name = route == nullptr ? "other" : route->path;
+  const auto count = [this, name, start, status = reply.status] {
+    metrics_.count_reply(
+        name, status,
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  };
+  if (!reply.stream) {
+    count();
+    return reply;
+  }
+  reply.stream = [stream = std::move(reply.stream), count](const HttpReply::Write& write) {
+    stream(write);
+    count();
+  };
+  return reply;
+}
+
+HttpReply Service::dispatch(const HttpRequest& request) {
+  const Route* route = find_route(request.path);
+  try {
+    if (route == nullptr) {
+      throw ApiError(404, "no such route");
+    }
+    return (this->*route->handler)(request);
+  } catch (const ApiError& error) {
+    return error.to_reply();
+  } catch (const DataError& error) {
+    return ApiError(400, error.what()).to_reply();
+  } catch (const std::exception& error) {
+    log_error("{} {}: {}", request.method, request.path, error.what());
+    return ApiError(500, error.what()).to_reply();
+  }
+}
+
+Admission::Ticket Service::enter(const HttpRequest& request,
+                                 Admission::Clock::time_point deadline) {
+  Admission::Ticket ticket = admission_.enter(deadline, request.client_gone);
+  switch (ticket.outcome()) {
+    case Admission::Outcome::kAdmitted:
+      return ticket;
+    case Admission::Outcome::kFull: {
+      ApiError error(429,
+                     format("{} requests are waiting already; try again later", options_.waiting),
+                     {.code = "queue_full"});
+      error.retry_after_seconds = 1;
+      throw error;
+    }
+    case Admission::Outcome::kLate:
+      throw ApiError(504, format("no turn within {} ms", options_.limits.deadline_ms),
+                     {.code = "timeout"});
+    case Admission::Outcome::kGone:
+      metrics_.count_cancelled();
+      throw ApiError(499, "the client went away");
+    case Admission::Outcome::kClosed:
+      break;
+  }
+  throw ApiError(503, "the server is shutting down");
+}
+
+HttpReply Service::models(const HttpRequest&) {
+  JsonValue data = JsonValue::array();
+  for (const ModelStore::Entry& entry : models_.list()) {
+    JsonValue item = JsonValue::object();
+    item.set("id", JsonValue::string(entry.name));
+    item.set("object", JsonValue::string("model"));
+    item.set("created", JsonValue::integer(entry.created));
+    item.set("owned_by", JsonValue::string("needle"));
+    item.set("bytes", JsonValue::integer(static_cast<std::int64_t>(entry.bytes)));
+    data.items().push_back(std::move(item));
+  }
+  return {.body = write_compact(
+              JsonValue::object({{"object", JsonValue::string("list")}, {"data", std::move(data)}}),
+              JsonEscapes::kUtf8)};
+}
+
+HttpReply Service::health(const HttpRequest&) { return {.body = "{\"status\":\"ok\"}"}; }
+
+HttpReply Service::metrics(const HttpRequest&) {
+  return {.content_type = "text/plain; version=0.0.4",
+          .body = metrics_.text({.running = admission_.running(),
+                                 .waiting = admission_.waiting(),
+                                 .models = models_.list().size()})};
+}
+
+HttpReply Service::openapi(const HttpRequest&) {
+  return {.body = std::string(embedded_file("openapi.json"))};
+}
+
+HttpReply Service::page(const HttpRequest& request) {
+  const std::string name = request.path == "/" ? "index.html" : request.path.substr(1);
+  const std::string type = name.ends_with(".css")  ? "text/css"
+                           : name.ends_with(".js") ? "text/javascript"
+                                                   : "text/html";
+  HttpReply reply{.content_type = type + "; charset=utf-8",
+                  .body = std::string(embedded_file(name))};
+  reply.headers["Content-Security-Policy"] =
+      "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action "
+      "'none'";
+  reply.headers["X-Content-Type-Options"] = "nosniff";
+  reply.headers["Cache-Control"] = "no-cache";
+  return reply;
+}
+
+}  // namespace needle

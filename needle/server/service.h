@@ -1,0 +1,67 @@
+// The routes of the server: requests in, replies out, without sockets.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "needle/server/access.h"
+#include "needle/server/admission.h"
+#include "needle/server/http.h"
+#include "needle/server/limits.h"
+#include "needle/server/metrics.h"
+#include "needle/server/model_store.h"
+
+namespace needle {
+
+struct ServiceOptions {
+  AccessOptions access;
+  ServerLimits limits;
+  std::size_t running = 1;   // requests that models work on at once
+  std::size_t waiting = 64;  // more wait for their turn; beyond that 429
+};
+
+// Thread-safe. Keeps a reference to `models`, which must outlive it.
+class Service {
+ public:
+  Service(ModelStore& models, ServiceOptions options);
+
+  // The reply to whatever can be refused before the body is read: access, path, method, content
+  // type, announced length.
+  std::optional<HttpReply> check_head(const HttpRequest& request) const;
+  // Never throws: every failure is a reply in OpenAI's shape. Call it after check_head.
+  HttpReply handle(const HttpRequest& request);
+
+  void close() { admission_.close(); }  // those who wait are turned away with 503
+  const ServiceOptions& options() const { return options_; }
+
+ private:
+  struct Completion;  // one chat request on its way
+  struct Route;
+  static const Route* find_route(std::string_view path);
+
+  HttpReply dispatch(const HttpRequest& request);
+  HttpReply chat(const HttpRequest& request);
+  HttpReply embeddings(const HttpRequest& request);
+  HttpReply rank(const HttpRequest& request);
+  HttpReply models(const HttpRequest& request);
+  HttpReply health(const HttpRequest& request);
+  HttpReply metrics(const HttpRequest& request);
+  HttpReply openapi(const HttpRequest& request);
+  HttpReply page(const HttpRequest& request);
+
+  // Waits for its turn. Throws ApiError 429 with Retry-After, 503, 504, or 499 for a client that
+  // went away.
+  Admission::Ticket enter(const HttpRequest& request, Admission::Clock::time_point deadline);
+
+  ModelStore& models_;
+  ServiceOptions options_;
+  Admission admission_;
+  Metrics metrics_;
+  std::atomic<std::uint64_t> requests_ = 0;
+  std::string run_id_;  // differs between runs, so that ids do
+};
+
+}  // namespace needle
