@@ -60,7 +60,11 @@ struct Service::Completion {
       stopped = stop_position(text, request.stop) < text.size();
       return !stopped && Clock::now() < deadline && !client_gone() && on_text(piece);
     };
-    result = served->model.call(request.call);
+    try {
+      result = served->model.call(request.call);
+    } catch (const Error& error) {  // tools or a schema that no answer can obey
+      throw bad_request("", error.what());
+    }
     metrics.count_tokens(std::ssize(result.prompt_ids), std::ssize(result.ids));
     if (result.stop == StopReason::kCancelled && !stopped) {
       if (Clock::now() >= deadline) {

@@ -100,19 +100,11 @@ std::string only_tools(const std::string& tools_json, const std::vector<std::str
   return write_compact(JsonValue::array(std::move(kept)));
 }
 
-void require_call(const std::string& what) {
-  throw ApiError(400,
-                 format("{}: this server cannot force a call yet; expected tool_choice \"auto\" or "
-                        "\"none\"",
-                        what),
-                 {.code = "unsupported_value", .param = what});
-}
-
 void apply_mode(const std::string& mode, ChatRequest& request) {
   if (mode == "none") {
     request.answer_nothing = true;
   } else if (mode == "required") {
-    require_call("tool_choice");
+    request.call.calls.min_calls = 1;
   } else if (mode != "auto") {
     throw bad_request("tool_choice",
                       format("expected none, auto, required, a function or allowed_tools, got {}",
@@ -133,7 +125,7 @@ void read_tool_choice(const JsonValue& body, ChatRequest& request) {
   if (type == "function") {
     request.call.tools_json =
         only_tools(request.call.tools_json, {named_tool(*choice, "tool_choice")});
-    require_call("tool_choice");
+    request.call.calls.min_calls = 1;
     return;
   }
   const JsonValue* allowed = choice->find("allowed_tools");
@@ -164,7 +156,8 @@ void read_stop(const JsonValue& body, ChatRequest& request) {
   }
 }
 
-// The extension of this server: {"confidence":bool,"trace":bool,"constrain":"names"|"none"}.
+// The extension of this server:
+// {"confidence":bool,"trace":bool,"constrain":"grammar"|"names"|"none"}.
 void read_extension(const JsonValue& body, ChatRequest& request) {
   const JsonValue* extension = body.find("needle");
   if (extension == nullptr || extension->is_null()) {
@@ -198,17 +191,46 @@ void refuse(const JsonValue& body, std::string_view key, std::string_view instea
   }
 }
 
-void read_response_format(const JsonValue& body) {
+// An answer of the schema's form instead of calls.
+void read_response_format(const JsonValue& body, ChatRequest& request) {
   const JsonValue* wanted = body.find("response_format");
   if (wanted == nullptr || wanted->is_null()) {
     return;
   }
   const std::string type = read_string(*wanted, "type").value_or("");
-  if (type != "text") {
-    throw ApiError(400,
-                   "response_format: this server cannot write into a schema yet; expected "
-                   "{\"type\":\"text\"}",
-                   {.code = "unsupported_value", .param = "response_format"});
+  if (type == "text") {
+    return;
+  }
+  const JsonValue* format_object = wanted->find("json_schema");
+  const JsonValue* schema = format_object == nullptr ? nullptr : format_object->find("schema");
+  if (type != "json_schema" || schema == nullptr || !schema->is_object()) {
+    throw bad_request("response_format",
+                      "expected {\"type\":\"text\"} or "
+                      "{\"type\":\"json_schema\",\"json_schema\":{\"schema\":{...}}}");
+  }
+  if (request.call.tools_json != "[]" && !request.answer_nothing) {
+    throw bad_request("response_format",
+                      "an answer is either calls or a value: leave tools out, "
+                      "or say tool_choice none");
+  }
+  request.answer_nothing = false;
+  request.call.tools_json = "[]";
+  request.call.response_schema = write_compact(*schema);
+  request.call.strict = read_bool(*format_object, "strict").value_or(false);
+}
+
+// What only the grammar can promise.
+void check_promises(const ChatRequest& request) {
+  const CallLimits& calls = request.call.calls;
+  if (calls.min_calls > 0 && request.call.tools_json == "[]") {
+    throw bad_request("tool_choice", "there is no tool to call");
+  }
+  if (request.call.constrain != Constrain::kGrammar &&
+      (calls.min_calls > 0 || calls.max_calls >= 0 || request.call.strict ||
+       !request.call.response_schema.empty())) {
+    throw bad_request("needle.constrain",
+                      "only \"grammar\" can keep tool_choice, parallel_tool_calls, strict and "
+                      "response_format");
   }
 }
 
@@ -243,11 +265,13 @@ ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits
   request.model = read_string(body, "model").value_or("");
   read_messages(body, limits, request);
   request.call.tools_json = read_tools(body, limits);
+  for (const Tool& tool : parse_tools_text(request.call.tools_json)) {
+    request.call.strict |= read_bool(tool.declared, "strict").value_or(false);
+  }
   read_tool_choice(body, request);
-  read_response_format(body);
+  read_response_format(body, request);
   if (!read_bool(body, "parallel_tool_calls").value_or(true)) {
-    throw ApiError(400, "parallel_tool_calls: this server cannot limit the calls to one yet",
-                   {.code = "unsupported_value", .param = "parallel_tool_calls"});
+    request.call.calls.max_calls = 1;
   }
   refuse(body, "logprobs", "ask for {\"needle\":{\"trace\":true}} instead");
   refuse(body, "top_logprobs", "ask for {\"needle\":{\"trace\":true}} instead");
@@ -262,6 +286,7 @@ ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits
     request.include_usage = read_bool(*options, "include_usage").value_or(false);
   }
   read_extension(body, request);
+  check_promises(request);
   if (request.stream && request.choices > 1) {
     throw ApiError(400, "n: only one choice can be streamed",
                    {.code = "unsupported_value", .param = "n"});

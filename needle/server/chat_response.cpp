@@ -46,10 +46,12 @@ JsonValue choice_json(const CompletionHead& head, const ChatRequest& request,
                       const CallResult& result, const std::string& answer, std::size_t index) {
   const std::string_view kept =
       std::string_view(answer).substr(0, stop_position(answer, request.stop));
-  const std::vector<Call> calls = complete_calls(kept);
+  const bool value = !request.call.response_schema.empty();
+  const std::vector<Call> calls = value ? std::vector<Call>() : complete_calls(kept);
   JsonValue message = JsonValue::object();
   message.set("role", text("assistant"));
-  message.set("content", calls.empty() ? text(plain_content(kept)) : JsonValue());
+  message.set("content",
+              calls.empty() ? text(value ? std::string(kept) : plain_content(kept)) : JsonValue());
   message.set("refusal", JsonValue());
   if (!calls.empty()) {
     JsonValue list = JsonValue::array();
@@ -76,6 +78,9 @@ JsonValue usage_json(const CallResult& result) {
 
 JsonValue problems_json(const ChatRequest& request, const CallResult& result) {
   JsonValue list = JsonValue::array();
+  if (!request.call.response_schema.empty()) {
+    return list;
+  }
   const std::vector<Tool> tools = parse_tools_text(request.call.tools_json);
   for (const CallProblem& problem : validate_calls(complete_calls(result.text), tools)) {
     list.items().push_back(
@@ -95,6 +100,13 @@ JsonValue extension_json(const ChatRequest& request, const CallResult& result,
   }
   json.set("ignored", std::move(ignored));
   json.set("problems", problems_json(request, result));
+  JsonValue unenforced = JsonValue::array();
+  for (const Unenforced& item : result.unenforced) {
+    unenforced.items().push_back(JsonValue::object({{"path", text(item.path)},
+                                                    {"keyword", text(item.keyword)},
+                                                    {"reason", text(item.reason)}}));
+  }
+  json.set("unenforced", std::move(unenforced));
   json.set("stop", text(std::string(kStopReasonNames.name(result.stop))));
   json.set("forced_tokens", JsonValue::integer(result.forced_tokens));
   json.set("queue_ms", JsonValue::number(times.queue_ms));
@@ -231,6 +243,9 @@ std::string CompletionStream::call_event(const Call& call) {
 
 std::string CompletionStream::add(std::string_view piece) {
   std::string events;
+  if (!request_.call.response_schema.empty()) {
+    return events;  // sent whole
+  }
   for (const std::string& element : scanner_.add(piece)) {
     for (const Call& call : complete_calls(restore_tool_names("[" + element + "]", names_))) {
       events += call_event(call);
@@ -243,11 +258,13 @@ std::string CompletionStream::finish(const CallResult& result, const CompletionT
                                      const Tokenizer* tokenizer) {
   std::string events;
   const std::string kept = result.text.substr(0, stop_position(result.text, request_.stop));
-  const std::vector<Call> calls = complete_calls(kept);
+  const bool value = !request_.call.response_schema.empty();
+  const std::vector<Call> calls = value ? std::vector<Call>() : complete_calls(kept);
   for (std::size_t i = sent_; i < calls.size(); ++i) {
     events += call_event(calls[i]);
   }
-  if (const std::string content = plain_content(kept); calls.empty() && !content.empty()) {
+  if (const std::string content = value ? kept : plain_content(kept);
+      calls.empty() && !content.empty()) {
     events += chunk(JsonValue::object({{"content", text(content)}}), {});
   }
   events += chunk(JsonValue::object(), text(finish_reason(request_, result, !calls.empty())));

@@ -58,6 +58,33 @@ TEST(ChatRequestTest, NoToolChoiceIsAskedOfTheModelWithNone) {
   EXPECT_FALSE(parse(R"("tool_choice":"auto")").answer_nothing);
 }
 
+TEST(ChatRequestTest, ToolChoiceAndParallelCallsBecomeLimitsOfTheGrammar) {
+  EXPECT_EQ(parse(R"("tool_choice":"required")").call.calls.min_calls, 1);
+  EXPECT_EQ(parse(R"("parallel_tool_calls":false)").call.calls.max_calls, 1);
+  const ChatRequest one = parse(R"("tool_choice":{"type":"function","function":{"name":"a"}})");
+  EXPECT_EQ(one.call.calls.min_calls, 1);
+  EXPECT_EQ(one.call.tools_json, R"([{"name":"a"}])");
+  EXPECT_EQ(parse("").call.calls.min_calls, 0);
+  EXPECT_EQ(parse("").call.calls.max_calls, -1);
+}
+
+TEST(ChatRequestTest, AResponseSchemaTakesThePlaceOfCalls) {
+  const std::string format =
+      R"("response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"type":"object"}}})";
+  const ChatRequest request = parse(format + R"(,"tool_choice":"none")");
+  EXPECT_EQ(request.call.response_schema, R"({"type":"object"})");
+  EXPECT_TRUE(request.call.strict);
+  EXPECT_FALSE(request.answer_nothing);
+  EXPECT_THAT(refused_field(format), HasSubstr("either calls or a value"));
+}
+
+TEST(ChatRequestTest, WithoutTheGrammarNothingIsPromised) {
+  EXPECT_THAT(refused_field(R"("tool_choice":"required","needle":{"constrain":"names"})"),
+              HasSubstr("only \"grammar\""));
+  EXPECT_THAT(refused_field(R"("parallel_tool_calls":false,"needle":{"constrain":"none"})"),
+              HasSubstr("only \"grammar\""));
+}
+
 TEST(ChatRequestTest, WhatCannotBeHonouredIsRefusedByName) {
   for (const std::string field :
        {R"("tool_choice":"sometimes")",
