@@ -51,6 +51,8 @@ function(needle_add_library name)
   add_library(needle_${name} STATIC ${ARG_SOURCES})
   add_library(needle::${name} ALIAS needle_${name})
   target_include_directories(needle_${name} PUBLIC "${CMAKE_SOURCE_DIR}")
+  # So that a program which embeds the engine can leave out what it does not call (--gc-sections).
+  target_compile_options(needle_${name} PRIVATE -ffunction-sections -fdata-sections)
   target_link_libraries(needle_${name} PUBLIC ${ARG_LINKS} PRIVATE ${ARG_PRIVATE_LINKS} needle::warnings)
   if(ARG_TORCH)
     _needle_use_torch(needle_${name})
