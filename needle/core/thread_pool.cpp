@@ -181,4 +181,16 @@ void ThreadPool::parallel_for(std::size_t count, std::size_t grain,
   }
 }
 
+void ThreadPool::run_team(const std::function<void(std::size_t index, std::size_t count)>& body) {
+  const std::size_t count = inside_parallel_for ? 1 : thread_count();
+  if (count == 1) {
+    body(0, 1);
+    return;
+  }
+  // As many chunks as threads. A thread that waits in one cannot take a second.
+  const auto chunk = [&body, count](std::size_t begin, std::size_t) { body(begin, count); };
+  const Impl::Body whole = std::cref(chunk);
+  impl_->run({.body = &whole, .count = count, .chunks = count});
+}
+
 }  // namespace needle

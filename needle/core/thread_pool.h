@@ -24,6 +24,11 @@ class ThreadPool {
   void parallel_for(std::size_t count, std::size_t grain,
                     const std::function<void(std::size_t begin, std::size_t end)>& body);
 
+  // Calls body(index, count) for every index below count = thread_count(), all at the same time:
+  // they may wait for each other (core/spin_barrier). From within a call of either function:
+  // body(0, 1). The body must not throw where others wait for it.
+  void run_team(const std::function<void(std::size_t index, std::size_t count)>& body);
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -1,9 +1,10 @@
 #include "needle/runtime/engine.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 #include "needle/core/error.h"
+#include "needle/runtime/decoder.h"
 #include "needle/runtime/encode.h"
 #include "needle/runtime/request.h"
 
@@ -20,129 +21,41 @@ void check_tokens(const ModelConfig& config, std::span<const TokenId> tokens) {
   }
 }
 
-// The decoder, one token at a time.
-class DecoderStep {
- public:
-  DecoderStep(const Machine& machine, const Model& model, Request& request)
-      : machine_(machine), model_(model), config_(model.config), request_(request) {}
-
-  void self_attention(const AttentionLayer& layer, KvCache& cache) noexcept {
-    const AttentionWeights& weights = layer.attention;
-    rms_norm(layer.norm, request_.x.data(), request_.normed.data());
-    const Activations input = activations(request_.normed, config_.d_model);
-    multiply(machine_, weights.q_proj, input, row(request_.q));
-    multiply(machine_, weights.k_proj, input, row(request_.k));
-    multiply(machine_, weights.v_proj, input, row(request_.v));
-    transform_queries(weights, &request_.rope);
-    transform_heads(
-        {.norm = weights.k_norm, .rope = &request_.rope, .first_position = request_.position},
-        config_.num_kv_heads, row(request_.k));
-    cache.store(request_.position, request_.k.data(), request_.v.data());
-    attend(layer, cache, request_.position + 1, {});
-  }
-
-  void cross_attention(const AttentionLayer& layer, std::size_t index) noexcept {
-    rms_norm(layer.norm, request_.x.data(), request_.normed.data());
-    project(layer.attention.q_proj, request_.normed, request_.q);
-    transform_queries(layer.attention, nullptr);
-    if (request_.int_attention) {
-      attend_one_int(*machine_.kernels, config_, request_.cross_int[index], request_.prompt_mask,
-                     request_.q.data(), request_.scores.data(), request_.attended.data());
-      finish_attention(layer);
-    } else {
-      attend(layer, request_.cross[index], request_.prompt_tokens, request_.prompt_mask);
-    }
-  }
-
-  void feed_forward(const FeedForwardLayer& layer) noexcept {
-    rms_norm(layer.norm, request_.x.data(), request_.normed.data());
-    const Activations input = activations(request_.normed, config_.d_model);
-    multiply(machine_, layer.gate_proj, input, row(request_.hidden));
-    multiply(machine_, layer.up_proj, input, row(request_.up));
-    activate(config_.activation, request_.up.data(), config_.d_ff, request_.hidden.data());
-    project(layer.down_proj, request_.hidden, request_.update);
-    add_gated(layer.gate, request_.update.data(), config_.d_model, request_.x.data());
-  }
-
-  void logits() noexcept {
-    rms_norm(model_.decoder_norm, request_.x.data(), request_.normed.data());
-    project(model_.embedding, request_.normed, request_.logits);
-  }
-
- private:
-  static Rows row(AlignedBuffer<float>& buffer) {
-    return {buffer.data(), 1, static_cast<std::int64_t>(buffer.size())};
-  }
-
-  Activations activations(const AlignedBuffer<float>& from, std::int64_t width) {
-    return prepare(machine_, model_, {from.data(), 1, width}, width, request_.codes);
-  }
-
-  void project(const Matrix& matrix, const AlignedBuffer<float>& from, AlignedBuffer<float>& to) {
-    multiply(machine_, matrix, activations(from, matrix.in()), row(to));
-  }
-
-  void transform_queries(const AttentionWeights& weights, const RopeTable* rope) {
-    transform_heads({.norm = weights.q_norm,
-                     .rope = rope,
-                     .first_position = request_.position,
-                     .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim()))},
-                    config_.num_heads, row(request_.q));
-  }
-
-  void attend(const AttentionLayer& layer, const KvCache& cache, std::int64_t count, KeyMask mask) {
-    attend_one(*machine_.kernels, config_, cache, count, mask, request_.q.data(),
-               request_.scores.data(), request_.attended.data());
-    finish_attention(layer);
-  }
-
-  void finish_attention(const AttentionLayer& layer) {
-    project(layer.attention.out_proj, request_.attended, request_.update);
-    add_gated(layer.gate, request_.update.data(), config_.d_model, request_.x.data());
-  }
-
-  const Machine& machine_;
-  const Model& model_;
-  const ModelConfig& config_;
-  Request& request_;
-};
-
-// Advances the request by one token that the caller has checked.
-void decode_step(const Machine& machine, const Model& model, Request& request, TokenId token,
-                 bool want_logits) noexcept {
-  const float root = std::sqrt(static_cast<float>(model.config.d_model));
-  model.embedding.copy_row(token, root, request.x.span());
-  DecoderStep step(machine, model, request);
-  for (std::size_t layer = 0; layer < model.decoder.size(); ++layer) {
-    step.self_attention(model.decoder[layer].self, request.self[layer]);
-    step.cross_attention(model.decoder[layer].cross, layer);
-    if (model.decoder[layer].ffn) {
-      step.feed_forward(*model.decoder[layer].ffn);
-    }
-  }
-  if (want_logits) {
-    step.logits();
-  }
-  ++request.position;
-}
+// Tokens in one pass: with more, the rows' buffers would leave the caches.
+constexpr std::int64_t kRowsAtOnce = 24;
 
 class RuntimeSession final : public EngineSession {
  public:
   RuntimeSession(const Machine& machine, const Model& model, std::unique_ptr<Request> request)
-      : machine_(machine), model_(model), request_(std::move(request)) {}
+      : machine_(machine),
+        model_(model),
+        request_(std::move(request)),
+        rows_(static_cast<std::size_t>(
+            std::clamp<std::int64_t>(request_->max_tokens, 1, kRowsAtOnce))),
+        buffers_(machine, model, std::ssize(rows_), 1,
+                 std::max(request_->prompt_tokens, request_->max_tokens)) {}
 
-  std::span<const float> feed(std::span<const TokenId> tokens,
-                              const TokenSet* /*wanted*/) override {
+  std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet* wanted) override {
     NEEDLE_CHECK(!tokens.empty(), "feed needs at least one token");
+    NEEDLE_CHECK(wanted == nullptr || wanted->vocab_size() == model_.config.vocab_size,
+                 "a set over {} tokens; the vocabulary has {}", wanted->vocab_size(),
+                 model_.config.vocab_size);
     check_tokens(model_.config, tokens);
     NEEDLE_CHECK(std::ssize(tokens) <= request_->max_tokens - request_->position,
                  "the session was started for {} decoder tokens", request_->max_tokens);
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      decode_step(machine_, model_, *request_, tokens[i], i + 1 == tokens.size());
+    while (!tokens.empty()) {
+      const std::size_t count = std::min(tokens.size(), rows_.size());
+      for (std::size_t i = 0; i < count; ++i) {
+        rows_[i] = {.request = request_.get(),
+                    .position = request_->position++,
+                    .token = tokens[i],
+                    .want_logits = i + 1 == tokens.size(),
+                    .wanted = wanted};
+      }
+      decode(machine_, model_, std::span(rows_).first(count), buffers_);
+      tokens = tokens.subspan(count);
     }
-    return std::as_const(request_->logits)
-        .span()
-        .first(static_cast<std::size_t>(model_.config.vocab_size));
+    return buffers_.logits(0);
   }
 
   std::int64_t position() const override { return request_->position; }
@@ -157,6 +70,8 @@ class RuntimeSession final : public EngineSession {
   const Machine& machine_;
   const Model& model_;
   std::unique_ptr<Request> request_;
+  std::vector<DecoderRow> rows_;
+  DecoderBuffers buffers_;
 };
 
 }  // namespace

@@ -114,15 +114,14 @@ void attend_int(const Machine& machine, const ModelConfig& config, const IntKvCa
                 });
 }
 
-void attend_one_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
-                    KeyMask mask, const float* q, float* scratch, float* out) noexcept {
+void attend_kv_head_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
+                        std::int64_t kv_head, KeyMask mask, const float* q, float* scratch,
+                        float* out) noexcept {
   const std::int64_t head_dim = config.head_dim();
   const std::int64_t shared = config.num_heads / config.num_kv_heads;  // query heads a kv head
-  for (std::int64_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
-    const std::int64_t at = kv_head * shared * head_dim;
-    kernels.attend(cache.head(kv_head), mask.empty() ? nullptr : mask.data(),
-                   {q + at, shared, head_dim}, scratch, {out + at, shared, head_dim});
-  }
+  const std::int64_t at = kv_head * shared * head_dim;
+  kernels.attend(cache.head(kv_head), mask.empty() ? nullptr : mask.data(),
+                 {q + at, shared, head_dim}, scratch, {out + at, shared, head_dim});
 }
 
 }  // namespace needle::runtime

@@ -44,9 +44,10 @@ bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t
 // a key. Allocates its scratch.
 void attend_int(const Machine& machine, const ModelConfig& config, const IntKvCache& cache,
                 KeyMask mask, ConstRows q, Rows out);
-// The same for one row, without allocating. scratch: [attention_scratch(count)].
-void attend_one_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
-                    KeyMask mask, const float* q, float* scratch, float* out) noexcept;
+// As attend_kv_head, in integers. scratch: [attention_scratch(count)].
+void attend_kv_head_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
+                        std::int64_t kv_head, KeyMask mask, const float* q, float* scratch,
+                        float* out) noexcept;
 constexpr std::int64_t attention_scratch(std::int64_t count) {
   return 2 * kAttendRows * padded(count);
 }

@@ -18,15 +18,19 @@ KvCache::KvCache(const ModelConfig& config, std::int64_t capacity)
 
 void KvCache::store(std::int64_t position, const float* k, const float* v) noexcept {
   for (std::int64_t head = 0; head < heads_; ++head) {
-    float* const keys = keys_.data() +
-                        (head * key_panels_ + position / kPanelWidth) * head_dim_ * kPanelWidth +
-                        position % kPanelWidth;
-    float* const values = values_.data() + head * value_panels_ * capacity_ * kPanelWidth;
-    for (std::int64_t i = 0; i < head_dim_; ++i) {
-      keys[i * kPanelWidth] = k[head * head_dim_ + i];
-      values[(i / kPanelWidth * capacity_ + position) * kPanelWidth + i % kPanelWidth] =
-          v[head * head_dim_ + i];
-    }
+    store_head(head, position, k + head * head_dim_, v + head * head_dim_);
+  }
+}
+
+void KvCache::store_head(std::int64_t head, std::int64_t position, const float* k,
+                         const float* v) noexcept {
+  float* const keys = keys_.data() +
+                      (head * key_panels_ + position / kPanelWidth) * head_dim_ * kPanelWidth +
+                      position % kPanelWidth;
+  float* const values = values_.data() + head * value_panels_ * capacity_ * kPanelWidth;
+  for (std::int64_t i = 0; i < head_dim_; ++i) {
+    keys[i * kPanelWidth] = k[i];
+    values[(i / kPanelWidth * capacity_ + position) * kPanelWidth + i % kPanelWidth] = v[i];
   }
 }
 

@@ -19,6 +19,9 @@ class KvCache {
   std::int64_t capacity() const { return capacity_; }
   // k, v: [K * D] of one position below the capacity.
   void store(std::int64_t position, const float* k, const float* v) noexcept;
+  // k, v: [D] of one key/value head. Heads may be stored from several threads.
+  void store_head(std::int64_t head, std::int64_t position, const float* k,
+                  const float* v) noexcept;
   // Of one key/value head, positions 0 .. count - 1.
   Panels keys(std::int64_t head, std::int64_t count) const noexcept;
   Panels values(std::int64_t head, std::int64_t count) const noexcept;

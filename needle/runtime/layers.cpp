@@ -152,16 +152,14 @@ void transform_heads(const HeadTransform& transform, std::int64_t heads, Rows ro
   }
 }
 
-void attend_one(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
-                std::int64_t count, KeyMask mask, const float* q, float* scores,
-                float* out) noexcept {
+void attend_kv_head(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
+                    std::int64_t kv_head, std::int64_t count, KeyMask mask, const float* q,
+                    float* scores, float* out) noexcept {
   const std::int64_t head_dim = config.head_dim();
   const std::int64_t shared = config.num_heads / config.num_kv_heads;  // query heads a kv head
-  for (std::int64_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
-    const std::int64_t at = kv_head * shared * head_dim;
-    attend_head(kernels, cache, kv_head, count, mask, {q + at, shared, head_dim}, scores,
-                {out + at, shared, head_dim});
-  }
+  const std::int64_t at = kv_head * shared * head_dim;
+  attend_head(kernels, cache, kv_head, count, mask, {q + at, shared, head_dim}, scores,
+              {out + at, shared, head_dim});
 }
 
 void attend_rows(const Machine& machine, const ModelConfig& config, const KvCache& cache,

@@ -95,13 +95,14 @@ void transform_heads(const HeadTransform& transform, std::int64_t heads, Rows ro
 // Which of the keys may be attended to: nothing, all; else one byte a key, 0 = masked.
 using KeyMask = std::span<const std::uint8_t>;
 
-// One query position against `count` keys: out = softmax(q K^T) V per head, head h reading kv head
-// h / (H / K). q, already divided by sqrt(D), and out: [H * D]. scores: room for H/K rows of
-// padded(count). A query whose keys are all masked attends uniformly to all of them.
-void attend_one(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
-                std::int64_t count, KeyMask mask, const float* q, float* scores,
-                float* out) noexcept;
-// The same for all rows of q. Allocates its scores.
+// One query position against `count` keys: out = softmax(q K^T) V for the H / K heads that read
+// key/ value head `kv_head`. q, already divided by sqrt(D), and out: [H * D], of which those heads'
+// parts are read and written. scores: room for H/K rows of padded(count). A query whose keys are
+// all masked attends uniformly to all of them.
+void attend_kv_head(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
+                    std::int64_t kv_head, std::int64_t count, KeyMask mask, const float* q,
+                    float* scores, float* out) noexcept;
+// The same for all rows of q and all heads. Allocates its scores.
 void attend_rows(const Machine& machine, const ModelConfig& config, const KvCache& cache,
                  std::int64_t count, KeyMask mask, ConstRows q, Rows out);
 

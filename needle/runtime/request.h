@@ -1,5 +1,5 @@
-// One request's state: the prompt's cross keys and values, the decoder's own, and every buffer that
-// a step needs, all made before the first token.
+// One request's state: the prompt's cross keys and values and the decoder's own, all made before
+// the first token.
 #pragma once
 
 #include <cstdint>
@@ -28,17 +28,6 @@ struct Request {
   std::vector<IntKvCache> cross_int;      // or these
   std::vector<std::uint8_t> prompt_mask;  // [T], 0 = padding; empty if there is none
   RopeTable rope;                         // of the decoder's positions
-
-  AlignedBuffer<float> x;           // [d], the residual stream
-  AlignedBuffer<float> normed;      // [d]
-  AlignedBuffer<float> q;           // [d]
-  AlignedBuffer<float> k, v;        // [K * D]
-  AlignedBuffer<float> attended;    // [d]
-  AlignedBuffer<float> update;      // [d]
-  AlignedBuffer<float> hidden, up;  // [d_ff], with feed-forward layers
-  AlignedBuffer<float> scores;      // room for one query's scores
-  AlignedBuffer<float> logits;      // [V]
-  Int8Buffer codes;                 // of one row
 
  private:
   Request(const ModelConfig& config, bool in_int8, std::int64_t prompt_tokens,
