@@ -116,10 +116,19 @@ KeyValues AttentionImpl::keys_values(const torch::Tensor& context, const Rope& r
 
 torch::Tensor AttentionImpl::attend(const torch::Tensor& q, const KeyValues& kv,
                                     const AttentionMask& mask) {
-  const auto attended =
-      mask.kernel() == AttentionKernel::kFused
-          ? fused_attention(q, kv, mask)
-          : exact_attention(q.unflatten(1, {num_kv_heads_, -1}), kv, mask).flatten(1, 2);
+  torch::Tensor attended;  // [B, H, T, D]
+  switch (mask.kernel()) {
+    case AttentionKernel::kExact:
+      attended = exact_attention(q.unflatten(1, {num_kv_heads_, -1}), kv, mask).flatten(1, 2);
+      break;
+    case AttentionKernel::kFused:
+      attended = fused_attention(q, kv, mask);
+      break;
+    case AttentionKernel::kRanges:
+      const auto dtype = kv.values.scalar_type();
+      attended = range_attention(q.to(dtype), kv.keys.to(dtype), kv.values, mask.ranges());
+      break;
+  }
   return out_proj(attended.transpose(1, 2).flatten(2));  // [B, H, T, D] -> [B, T, d]
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include <torch/torch.h>
 
 #include "needle/core/enum_names.h"
+#include "needle/model/range_attention.h"
 
 namespace needle {
 
@@ -18,9 +20,13 @@ torch::Tensor segment_mask(const torch::Tensor& query_segments, const torch::Ten
 enum class AttentionKernel {
   kExact,  // scores and softmax as written in the specification
   kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
+  kRanges,  // on a CPU, whole rows: own products over segments and words (range_attention.h);
+            // elsewhere as kFused
 };
-inline constexpr EnumNames<AttentionKernel, 2> kAttentionKernelNames{
-    {{{AttentionKernel::kExact, "exact"}, {AttentionKernel::kFused, "fused"}}}};
+inline constexpr EnumNames<AttentionKernel, 3> kAttentionKernelNames{
+    {{{AttentionKernel::kExact, "exact"},
+      {AttentionKernel::kFused, "fused"},
+      {AttentionKernel::kRanges, "ranges"}}}};
 template <>
 struct EnumTable<AttentionKernel> {
   static constexpr const auto& value = kAttentionKernelNames;
@@ -33,21 +39,27 @@ class AttentionMask {
   // `allowed`: bool, broadcastable to [B, 1, T, S].
   explicit AttentionMask(const torch::Tensor& allowed,
                          AttentionKernel kernel = AttentionKernel::kExact);
+  explicit AttentionMask(AttentionRanges ranges)
+      : kernel_(AttentionKernel::kRanges), ranges_(std::move(ranges)) {}
 
   AttentionKernel kernel() const { return kernel_; }
-  bool allows_everything() const { return !blocked_.defined() && !bias_.defined(); }
+  bool allows_everything() const {
+    return kernel_ != AttentionKernel::kRanges && !blocked_.defined() && !bias_.defined();
+  }
 
   // kExact: bool, true = may not attend
   const torch::Tensor& blocked() const { return blocked_; }
   // kFused: float32, 0 or -1e30; and bool [.., T, 1], true in a row that may attend to nothing
   const torch::Tensor& bias() const { return bias_; }
   const torch::Tensor& no_key() const { return no_key_; }
+  const AttentionRanges& ranges() const { return ranges_; }  // kRanges
 
  private:
   AttentionKernel kernel_ = AttentionKernel::kExact;
   torch::Tensor blocked_;
   torch::Tensor bias_;
   torch::Tensor no_key_;
+  AttentionRanges ranges_;
 };
 
 }  // namespace needle

@@ -1,5 +1,7 @@
 #include "needle/model/needle.h"
 
+#include <optional>
+
 #include "needle/core/error.h"
 
 namespace needle {
@@ -19,6 +21,41 @@ ModelMasks make_masks(const ModelInput& input, std::int64_t pad_id) {
                            : causal;
   return {.source = source, .decoder = decoder, .cross = source};
 }
+
+namespace {
+
+struct LayerMasks {
+  AttentionMask source;
+  AttentionMask decoder;
+  AttentionMask cross;
+};
+
+// Nothing if the rows cannot be told as ranges.
+std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_id) {
+  if (!input.source.device().is_cpu()) {
+    return std::nullopt;
+  }
+  const auto length = input.decoder_in.size(1);
+  std::optional<AttentionRanges> source, decoder, cross;
+  if (input.source_segments.defined()) {
+    NEEDLE_CHECK(input.decoder_segments.defined(), "packed rows need both sides' segments");
+    source = segment_ranges(input.source_segments, input.source_segments, false);
+    decoder = segment_ranges(input.decoder_segments, input.decoder_segments, true);
+    cross = segment_ranges(input.decoder_segments, input.source_segments, false);
+  } else {
+    // No token is id -1: without the padding mask every position of the answer counts.
+    source = padding_ranges(input.source.size(1), input.source, pad_id, false);
+    decoder =
+        padding_ranges(length, input.decoder_in, input.mask_decoder_padding ? pad_id : -1, true);
+    cross = padding_ranges(length, input.source, pad_id, false);
+  }
+  if (!source || !decoder || !cross) {
+    return std::nullopt;
+  }
+  return LayerMasks{AttentionMask(*source), AttentionMask(*decoder), AttentionMask(*cross)};
+}
+
+}  // namespace
 
 NeedleImpl::NeedleImpl(const ModelConfig& config, double dropout_rate)
     : config_((config.validate("model"), config)) {
@@ -43,6 +80,13 @@ torch::Tensor NeedleImpl::decode(const torch::Tensor& decoder_in, const torch::T
 }
 
 torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
+  if (attention_kernel_ == AttentionKernel::kRanges) {
+    if (const auto masks = range_masks(input, config_.pad_token_id)) {
+      const auto encoder_out = encoder(embedding(input.source, compute_dtype_), masks->source);
+      return decoder(embedding(input.decoder_in, compute_dtype_), encoder_out, masks->decoder,
+                     masks->cross);
+    }
+  }
   const ModelMasks masks = make_masks(input, config_.pad_token_id);
   const auto encoder_out = encode(input.source, masks.source);  // [B, T, d]
   return decode(input.decoder_in, encoder_out, masks.decoder, masks.cross);

@@ -92,9 +92,10 @@ struct TrainConfig {
     visit("device", self.device, "auto, cpu, cuda, cuda:1, mps, ...");
     visit("compute_dtype", self.compute_dtype,
           "Type of activations: auto, float32 or bfloat16; parameters stay float32");
-    visit("attention", self.attention,
-          "fused: less memory and faster; exact: as written in the specification; equal within "
-          "rounding");
+    visit(
+        "attention", self.attention,
+        "fused: less memory and faster; ranges: packed rows segment by segment on a CPU; exact: as "
+        "written in the specification; equal within rounding");
     visit("dropout", self.dropout, "Rate on the output of each sub-layer");
     visit("contrastive_rows", self.contrastive_rows, "Query-tool pairs of a retrieval step");
     visit("log_every", self.log_every,
