@@ -1,5 +1,3 @@
-#include "needle/decode/retrieve.h"
-
 #include <cstdint>
 #include <iostream>
 #include <memory>
@@ -9,6 +7,8 @@
 #include "needle/calls/json_value.h"
 #include "needle/calls/tool.h"
 #include "needle/core/error.h"
+#include "needle/core/file.h"
+#include "needle/decode/tool_index_file.h"
 
 #include "apps/needle_run/commands.h"
 
@@ -21,6 +21,7 @@ struct RetrieveCommand {
   std::string query;
   CLI::Option* query_option = nullptr;
   std::int64_t top_k = 5;
+  std::string index_file;
   bool json = false;
 };
 
@@ -46,6 +47,30 @@ void print_ranking(const std::string& query, const std::vector<Tool>& tools,
   std::cout << std::flush;
 }
 
+// Tells models apart, and ways to compute: the sections' names and checksums, the kernels.
+std::string model_fingerprint(const runtime::LoadedModel& model) {
+  const runtime::RuntimeEngine& engine = model.engine();
+  std::string text = format("{} {}\n", engine.kernel_name(),
+                            runtime::kNumericsNames.name(engine.model().numerics));
+  for (const WeightsSection& section : engine.model().file->sections()) {
+    text += format("{} {} {}\n", section.name, section.size, section.crc);
+  }
+  return sha256_hex(std::string_view(text));
+}
+
+ToolIndex make_index(const RetrieveCommand& options, const runtime::LoadedModel& model,
+                     const std::string& tools_json) {
+  const JsonEscapes escapes = model.prompt_config().json_escapes;
+  const RetrieveOptions settings{.json_escapes = escapes};
+  const auto texts = tool_texts(tools_json, escapes);
+  if (options.index_file.empty()) {
+    return {model.engine(), model.tokenizer(), texts, settings};
+  }
+  return cached_tool_index(model.engine(), model.tokenizer(), texts, settings, options.index_file,
+                           model_fingerprint(model))
+      .index;
+}
+
 void retrieve(const RetrieveCommand& options) {
   if (options.tools.empty()) {
     throw ConfigError("--tools is missing: give the JSON file that lists the tools");
@@ -56,9 +81,7 @@ void retrieve(const RetrieveCommand& options) {
   const std::string text = read_tools(options.tools);
   const std::vector<Tool> tools = parse_tools_text(text);
   const runtime::LoadedModel model = options.model.load();
-  const JsonEscapes escapes = model.prompt_config().json_escapes;
-  const ToolIndex index(model.engine(), model.tokenizer(), tool_texts(text, escapes),
-                        {.json_escapes = escapes});
+  const ToolIndex index = make_index(options, model, text);
   const auto rank = [&](const std::string& query) {
     print_ranking(query, tools, index.rank(query, static_cast<std::size_t>(options.top_k)),
                   options.json);
@@ -84,6 +107,8 @@ void add_retrieve_command(CLI::App& app) {
       command->add_option("-q,--query", options->query, "Query; without it one a line from stdin");
   command->add_option("-k,--top-k", options->top_k, "How many tools are listed")
       ->capture_default_str();
+  command->add_option("--index", options->index_file,
+                      "File that keeps the tools' embeddings; made anew if model or tools changed");
   command->add_flag("--json", options->json, "One JSON object a line");
   command->callback([options] { retrieve(*options); });
 }

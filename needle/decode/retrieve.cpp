@@ -44,6 +44,13 @@ ToolIndex::ToolIndex(const Engine& engine, const Tokenizer& tokenizer,
   }
 }
 
+ToolIndex::ToolIndex(const Engine& engine, const Tokenizer& tokenizer,
+                     std::vector<std::vector<float>> embeddings, RetrieveOptions options)
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      options_(options),
+      embeddings_(std::move(embeddings)) {}
+
 std::vector<RankedTool> ToolIndex::rank(std::string_view query, std::size_t top_k) const {
   const std::vector<float> asked = embed_text(engine_, tokenizer_, query, options_);
   std::vector<RankedTool> ranking(embeddings_.size());

@@ -40,6 +40,11 @@ class ToolIndex {
   ToolIndex(const Engine& engine, const Tokenizer& tokenizer, std::span<const std::string> tools,
             RetrieveOptions options = {});
 
+  // With embeddings that an index of the same tools and options had before.
+  ToolIndex(const Engine& engine, const Tokenizer& tokenizer,
+            std::vector<std::vector<float>> embeddings, RetrieveOptions options = {});
+
+  const std::vector<std::vector<float>>& embeddings() const { return embeddings_; }
   std::size_t size() const { return embeddings_.size(); }
   // Best first, at most `top_k`; equal scores: lower index first.
   std::vector<RankedTool> rank(std::string_view query, std::size_t top_k) const;
