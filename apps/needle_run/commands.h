@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "needle/decode/retrieve.h"
 #include "needle/runtime/loaded_model.h"
 
 namespace needle {
@@ -24,6 +25,11 @@ struct ModelOptions {
 
 // JSON text of --tools: a file, or the JSON itself. Throws unless it is an array of tools.
 std::string read_tools(const std::string& argument);
+
+// The index of a JSON array of tools; `file`: where their embeddings are kept, or empty. Keeps
+// references to `model`.
+ToolIndex make_tool_index(const runtime::LoadedModel& model, const std::string& tools_json,
+                          const std::string& file);
 
 // A JSON Schema: the text itself or a file; empty stays empty. Not parsed.
 std::string read_schema(const std::string& argument);

@@ -1,7 +1,11 @@
 #include <cstdint>
 #include <iostream>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <unistd.h>
 
@@ -27,6 +31,8 @@ struct GenerateCommand {
   std::string schema;
   bool strict = false;
   std::int64_t max_gen_len = 512;
+  std::int64_t top_k = 0;
+  std::string index_file;
   bool confidence = false;
   bool trace = false;
   std::int64_t n_best = 0;
@@ -132,6 +138,41 @@ CallLimits call_limits(const GenerateCommand& options) {
   return limits;
 }
 
+// Answers with all tools, or with the --top-k that fit each query best, in the order declared.
+class Answerer {
+ public:
+  Answerer(const runtime::LoadedModel& model, const GenerateCommand& options, CallRequest request)
+      : model_(model), options_(options), request_(std::move(request)) {
+    if (options.top_k > 0) {
+      tools_ = tool_texts(request_.tools_json, model.prompt_config().json_escapes);
+      index_.emplace(make_tool_index(model, request_.tools_json, options.index_file));
+    }
+  }
+
+  void operator()(const std::string& query) const {
+    CallRequest request = request_;
+    if (index_) {
+      std::set<std::size_t> kept;
+      for (const RankedTool& tool : index_->rank(query, static_cast<std::size_t>(options_.top_k))) {
+        kept.insert(tool.index);
+      }
+      request.tools_json.clear();
+      for (const std::size_t tool : kept) {
+        request.tools_json += (request.tools_json.empty() ? "[" : ",") + tools_[tool];
+      }
+      request.tools_json = kept.empty() ? "[]" : request.tools_json + "]";
+    }
+    answer(model_, options_, std::move(request), query);
+  }
+
+ private:
+  const runtime::LoadedModel& model_;
+  const GenerateCommand& options_;
+  CallRequest request_;
+  std::vector<std::string> tools_;
+  std::optional<ToolIndex> index_;
+};
+
 void generate(const GenerateCommand& options) {
   const auto constrain = kConstrainNames.parse(options.constrain);
   if (!constrain) {
@@ -155,8 +196,9 @@ void generate(const GenerateCommand& options) {
                                                            : StepDetail::kNone,
                             .n_best = options.n_best};
   const runtime::LoadedModel model = options.model.load();
+  const Answerer answer_query(model, options, request);
   if (options.query_option->count() > 0) {
-    answer(model, options, request, options.query);
+    answer_query(options.query);
     return;
   }
   if (::isatty(STDIN_FILENO) == 1) {
@@ -164,7 +206,7 @@ void generate(const GenerateCommand& options) {
   }
   std::string query;
   while (next_query(query)) {
-    answer(model, options, request, query);
+    answer_query(query);
   }
 }
 
@@ -203,6 +245,11 @@ void add_generate(CLI::App& app) {
                "Refuse tools with a keyword that can't be enforced; else --json lists them");
   app.add_option("--max-gen-len", options->max_gen_len, "At most one token less than this")
       ->capture_default_str();
+  app.add_option("-k,--top-k", options->top_k,
+                 "Show the model only the K tools that fit the query best, see retrieve")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--index", options->index_file,
+                 "With --top-k: file that keeps the tools' embeddings");
   app.add_flag("--json", options->json, "One JSON object a line");
   app.add_flag("--confidence", options->confidence,
                "How probable the answer, its calls and values are, and what no call is; as --json");

@@ -58,19 +58,6 @@ std::string model_fingerprint(const runtime::LoadedModel& model) {
   return sha256_hex(std::string_view(text));
 }
 
-ToolIndex make_index(const RetrieveCommand& options, const runtime::LoadedModel& model,
-                     const std::string& tools_json) {
-  const JsonEscapes escapes = model.prompt_config().json_escapes;
-  const RetrieveOptions settings{.json_escapes = escapes};
-  const auto texts = tool_texts(tools_json, escapes);
-  if (options.index_file.empty()) {
-    return {model.engine(), model.tokenizer(), texts, settings};
-  }
-  return cached_tool_index(model.engine(), model.tokenizer(), texts, settings, options.index_file,
-                           model_fingerprint(model))
-      .index;
-}
-
 void retrieve(const RetrieveCommand& options) {
   if (options.tools.empty()) {
     throw ConfigError("--tools is missing: give the JSON file that lists the tools");
@@ -81,7 +68,7 @@ void retrieve(const RetrieveCommand& options) {
   const std::string text = read_tools(options.tools);
   const std::vector<Tool> tools = parse_tools_text(text);
   const runtime::LoadedModel model = options.model.load();
-  const ToolIndex index = make_index(options, model, text);
+  const ToolIndex index = make_tool_index(model, text, options.index_file);
   const auto rank = [&](const std::string& query) {
     print_ranking(query, tools, index.rank(query, static_cast<std::size_t>(options.top_k)),
                   options.json);
@@ -97,6 +84,19 @@ void retrieve(const RetrieveCommand& options) {
 }
 
 }  // namespace
+
+ToolIndex make_tool_index(const runtime::LoadedModel& model, const std::string& tools_json,
+                          const std::string& file) {
+  const JsonEscapes escapes = model.prompt_config().json_escapes;
+  const RetrieveOptions settings{.json_escapes = escapes};
+  const auto texts = tool_texts(tools_json, escapes);
+  if (file.empty()) {
+    return {model.engine(), model.tokenizer(), texts, settings};
+  }
+  return cached_tool_index(model.engine(), model.tokenizer(), texts, settings, file,
+                           model_fingerprint(model))
+      .index;
+}
 
 void add_retrieve_command(CLI::App& app) {
   auto options = std::make_shared<RetrieveCommand>();

@@ -260,5 +260,27 @@ TEST_F(NeedleRunIntegration, FileWithoutTokenizerIsRefused) {
   EXPECT_THAT(result.err, HasSubstr("carries no tokenizer"));
 }
 
+// All tools, chosen, make the same prompt as all tools without a choice.
+TEST_F(NeedleRunIntegration, ShowsTheToolsThatFitBest) {
+  const std::string index = (*folder_ / "tools.index").string();
+  const auto prompt_tokens = [&](std::vector<std::string> extra) {
+    std::vector<std::string> arguments = {"--model", weights_,        "--tools", tools_,
+                                          "--query", cases_[0].query, "--json"};
+    arguments.insert(arguments.end(), extra.begin(), extra.end());
+    const ProgramResult result = run(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json::parse(result.out).at("prompt_tokens").get<int>();
+  };
+  const int all = prompt_tokens({});
+  EXPECT_EQ(prompt_tokens({"--top-k", "1000", "--index", index}), all);
+  EXPECT_TRUE(std::filesystem::exists(index));
+  EXPECT_EQ(prompt_tokens({"--top-k", "1000", "--index", index}), all);
+  if (parse_tools_text(cases_[0].tools).size() > 1) {
+    EXPECT_LT(prompt_tokens({"--top-k", "1", "--index", index}), all);
+  }
+  EXPECT_EQ(run({"--model", weights_, "--tools", tools_, "--query", "x", "--top-k", "0"}).exit_code,
+            2);
+}
+
 }  // namespace
 }  // namespace needle::runtime
