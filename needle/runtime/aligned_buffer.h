@@ -10,10 +10,12 @@
 #include <type_traits>
 #include <utility>
 
+#include <sys/mman.h>
+
 namespace needle::runtime {
 
-// Of fixed size once made; movable. Large ones cost nothing until touched (the system zeroes pages
-// on first use).
+// Of fixed size once made; movable. Large ones are pages of their own: they cost nothing until
+// touched, and go back to the system when freed instead of into gaps of the heap.
 template <typename T>
 class AlignedBuffer {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -24,9 +26,19 @@ class AlignedBuffer {
     if (size > (SIZE_MAX - kAlignment) / sizeof(T)) {
       throw std::bad_alloc();
     }
-    memory_.reset(std::calloc(1, size * sizeof(T) + kAlignment));
-    if (memory_ == nullptr) {
-      throw std::bad_alloc();
+    const std::size_t bytes = size * sizeof(T) + kAlignment;
+    if (bytes >= kOwnPages) {
+      void* const pages =
+          ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (pages == MAP_FAILED) {
+        throw std::bad_alloc();
+      }
+      memory_ = {pages, Free{bytes}};
+    } else {
+      memory_ = {std::calloc(1, bytes), Free{0}};
+      if (memory_ == nullptr) {
+        throw std::bad_alloc();
+      }
     }
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
     data_ = reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
@@ -46,8 +58,12 @@ class AlignedBuffer {
 
  private:
   static constexpr std::size_t kAlignment = 64;
+  static constexpr std::size_t kOwnPages = 1 << 16;
   struct Free {
-    void operator()(void* memory) const { std::free(memory); }
+    std::size_t mapped = 0;  // bytes; 0: of the heap
+    void operator()(void* memory) const {
+      mapped != 0 ? static_cast<void>(::munmap(memory, mapped)) : std::free(memory);
+    }
   };
   void swap(AlignedBuffer& other) noexcept {
     std::swap(memory_, other.memory_);

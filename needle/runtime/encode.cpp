@@ -34,7 +34,6 @@ struct EncoderPass {
         q(floats(count * config.d_model)),
         k(floats(count * config.kv_dim())),
         v(floats(count * config.kv_dim())),
-        attended(floats(count * config.d_model)),
         hidden(floats(config.no_feedforward ? 0 : count * config.d_ff)),
         up(floats(config.no_feedforward ? 0 : count * config.d_ff)),
         codes(tokens, std::max(config.d_model, config.no_feedforward ? 0 : config.d_ff)),
@@ -81,14 +80,15 @@ struct EncoderPass {
       }
     });
     attend(mask);
-    multiply(machine, weights.out_proj, activations(attended, config.d_model),
-             view(normed, count, config.d_model));
-    add_gated(layer.gate, normed.data(), count * config.d_model, x.data());
+    multiply(machine, weights.out_proj, activations(normed, config.d_model),
+             view(q, count, config.d_model));
+    add_gated(layer.gate, q.data(), count * config.d_model, x.data());
   }
 
+  // From q, k, v to `normed`, whose rows have been read.
   void attend(KeyMask mask) {
     const ConstRows queries = view(std::as_const(q), count, config.d_model);
-    const Rows out = view(attended, count, config.d_model);
+    const Rows out = view(normed, count, config.d_model);
     if (int_attention()) {
       int_cache.store(machine, view(std::as_const(k), count, config.kv_dim()),
                       view(std::as_const(v), count, config.kv_dim()));
@@ -105,8 +105,8 @@ struct EncoderPass {
     multiply(machine, layer.up_proj, input, view(up, count, config.d_ff));
     activate(config.activation, up.data(), count * config.d_ff, hidden.data());
     multiply(machine, layer.down_proj, activations(hidden, config.d_ff),
-             view(attended, count, config.d_model));
-    add_gated(layer.gate, attended.data(), count * config.d_model, x.data());
+             view(q, count, config.d_model));
+    add_gated(layer.gate, q.data(), count * config.d_model, x.data());
   }
 
   const Machine& machine;
@@ -114,7 +114,7 @@ struct EncoderPass {
   const ModelConfig& config;
   std::int64_t count;  // T
   RopeTable rope;
-  AlignedBuffer<float> x, normed, q, k, v, attended, hidden, up;
+  AlignedBuffer<float> x, normed, q, k, v, hidden, up;
   Int8Buffer codes;
   KvCache cache;         // either this
   IntKvCache int_cache;  // or this
@@ -201,11 +201,16 @@ std::unique_ptr<Request> start_request(const Machine& machine, const Model& mode
   const ModelConfig& config = model.config;
   auto request = std::make_unique<Request>(*machine.kernels, model, std::ssize(prompt), max_tokens);
   request->prompt_mask = padding_mask(config, prompt);
-  const AlignedBuffer<float> states = encode(machine, model, prompt);
+  AlignedBuffer<float> states = encode(machine, model, prompt);
   const std::int64_t count = std::ssize(prompt);
   Int8Buffer codes(count, config.d_model);
-  const Activations input =
-      prepare(machine, model, view(states, count, config.d_model), config.d_model, codes);
+  const Activations input = prepare(
+      machine, model, view(std::as_const(states), count, config.d_model), config.d_model, codes);
+  if (std::ranges::all_of(model.decoder, [](const DecoderLayer& layer) {
+        return layer.cross.attention.k_proj.is_int4() && layer.cross.attention.v_proj.is_int4();
+      })) {
+    states = {};  // only the codes are read from here on
+  }
   AlignedBuffer<float> k = floats(count * config.kv_dim());
   AlignedBuffer<float> v = floats(count * config.kv_dim());
   for (std::size_t layer = 0; layer < model.decoder.size(); ++layer) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace needle::runtime {
 namespace {
@@ -10,6 +11,19 @@ constexpr std::int64_t kChunkRows = 8 * kAttendRows;  // queries of one head a u
 
 float factor_of(float largest, std::int32_t codes) {
   return largest > 1e-30f ? static_cast<float>(codes) / largest : 0.0f;
+}
+
+// To the nearest integer, ties to even, for magnitudes below 2^22. Unlike std::nearbyint no call,
+// so that loops become vectors.
+std::int32_t rounded(float value) {
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+  return static_cast<std::int32_t>((value + kRounder) - kRounder);
+}
+
+// Two 12-bit codes side by side, the first in the low half.
+std::int32_t pair_of(std::int32_t first, std::int32_t second) {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(first) & 0xFFFF) |
+                                   static_cast<std::uint32_t>(second) << 16);
 }
 
 }  // namespace
@@ -50,8 +64,13 @@ void IntKvCache::store_keys(std::int64_t head, ConstRows k) {
                              (head * padded_ + t / kPanelWidth * kPanelWidth) * head_dim_ +
                              t % kPanelWidth * 2;
     const float factor = factor_of(largest, kLargestCode);
+    std::int32_t row[kMaxIntHeadDim];
     for (std::int64_t i = 0; i < head_dim_; ++i) {
-      to[i / 2 * 32 + i % 2] = static_cast<std::int16_t>(std::nearbyint(from[i] * factor));
+      row[i] = rounded(from[i] * factor);
+    }
+    for (std::int64_t i = 0; i < head_dim_; i += 2) {
+      const std::int32_t pair = pair_of(row[i], row[i + 1]);
+      std::memcpy(to + i * kPanelWidth, &pair, sizeof pair);
     }
   }
 }
@@ -69,11 +88,17 @@ void IntKvCache::store_values(std::int64_t head, ConstRows v) {
     value_scales_.data()[head * head_dim_ + i] = largest[i] / kLargestCode;
     factors[i] = factor_of(largest[i], kLargestCode);
   }
-  for (std::int64_t t = 0; t < count_; ++t) {
-    std::int16_t* const to = values_.data() + (head * padded_ + t / 2 * 2) * head_dim_ + t % 2;
+  for (std::int64_t t = 0; t < count_; t += 2) {
+    const float* const even = first + t * v.stride;
+    const bool paired = t + 1 < count_;
+    const float* const odd = paired ? even + v.stride : even;
+    std::int32_t pairs[kMaxIntHeadDim];
     for (std::int64_t i = 0; i < head_dim_; ++i) {
-      to[2 * i] = static_cast<std::int16_t>(std::nearbyint(first[t * v.stride + i] * factors[i]));
+      const std::int32_t second = rounded(odd[i] * factors[i]);
+      pairs[i] = pair_of(rounded(even[i] * factors[i]), paired ? second : 0);
     }
+    std::memcpy(values_.data() + (head * padded_ + t) * head_dim_, pairs,
+                static_cast<std::size_t>(head_dim_) * sizeof pairs[0]);
   }
 }
 
