@@ -25,6 +25,7 @@ struct BenchOptions {
   std::string random_weights;
   std::int64_t repeats = 20;
   bool json = false;
+  bool kernels = false;
 };
 
 struct Metric {
@@ -163,16 +164,64 @@ std::vector<Metric> measure(const Subject& subject, std::int64_t repeats) {
   return metrics;
 }
 
+// Billions of multiplications a second, the best of the repeats: what other processes take is not
+// the kernel's.
+template <typename Body>
+double best_rate(std::int64_t repeats, Body&& body) {
+  double best = 0;
+  for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
+    const auto start = Clock::now();
+    const std::int64_t work = body();
+    best = std::max(best, static_cast<double>(work) / milliseconds_since(start) / 1e6);
+  }
+  return best;
+}
+
+// One thread's products with a matrix of the model against what its instructions could do.
+std::vector<Metric> measure_kernels(const runtime::Model& model, std::int64_t repeats) {
+  const runtime::Kernels& kernels = runtime::select_kernels();
+  const runtime::Matrix& matrix = model.decoder.at(0).self.attention.q_proj;
+  if (kernels.peak == nullptr || !matrix.is_int4()) {
+    throw ConfigError(format(
+        "--kernels measures 4-bit matrices with avx512vnni; here are {} kernels", kernels.name));
+  }
+  constexpr std::int64_t kRows = 252;  // whole tiles of 6
+  std::vector<float> x(static_cast<std::size_t>(kRows * matrix.in()), 0.5f);
+  std::vector<float> y(static_cast<std::size_t>(kRows * model.embedding.out()));
+  const runtime::Machine machine{.kernels = &kernels};
+  runtime::Int8Buffer buffer(kRows, matrix.in());
+  runtime::ConstInt8Rows codes =
+      buffer.quantize(machine, {x.data(), kRows, matrix.in()}, matrix.in());
+  const auto product = [&](const runtime::Matrix& by, std::int64_t rows, std::int64_t times) {
+    codes.count = rows;
+    for (std::int64_t i = 0; i < times; ++i) {
+      kernels.multiply_int4(by.int4(), codes, {y.data(), rows, by.out()}, 0,
+                            runtime::padded(by.out()) / runtime::kPanelWidth);
+    }
+    return by.in() * by.out() * rows * times;
+  };
+  const double peak = best_rate(repeats, [&] { return kernels.peak(5000); });
+  const double gemm = best_rate(repeats, [&] { return product(matrix, kRows, 4); });
+  const double gemv = best_rate(repeats, [&] { return product(model.embedding, 1, 8); });
+  return {{"peak_gmac_s", peak, "8-bit dot products alone, 10^9 multiplications a second"},
+          {"gemm_gmac_s", gemm, "252 rows by a 4-bit matrix (prefill)"},
+          {"gemm_percent_of_peak", 100 * gemm / peak, "the same"},
+          {"gemv_gmac_s", gemv, "1 row by the embedding (decoding)"},
+          {"gemv_percent_of_peak", 100 * gemv / peak, "the same"}};
+}
+
 void bench(const BenchOptions& options) {
   if (options.repeats < 1) {
     throw ConfigError("--repeats: expected at least 1");
   }
   const Subject subject = open(options);
-  const std::vector<Metric> metrics = measure(subject, options.repeats);
+  const std::vector<Metric> metrics =
+      options.kernels ? measure_kernels(subject.engine().model(), options.repeats)
+                      : measure(subject, options.repeats);
   if (options.json) {
     for (const Metric& metric : metrics) {
       std::cout << Json({{"metric", metric.name},
-                         {"threads", options.model.threads},
+                         {"threads", options.kernels ? 1 : options.model.threads},
                          {"value", metric.value},
                          {"kernels", subject.engine().kernel_name()},
                          {"numerics",
@@ -183,9 +232,9 @@ void bench(const BenchOptions& options) {
     std::cout << std::flush;
     return;
   }
-  std::cout << format("kernels {}, {}, {} thread(s), medians of {}\n",
-                      subject.engine().kernel_name(), options.model.numerics, options.model.threads,
-                      options.repeats);
+  std::cout << format("kernels {}, {}, {} thread(s), {} of {}\n", subject.engine().kernel_name(),
+                      options.model.numerics, options.kernels ? 1 : options.model.threads,
+                      options.kernels ? "best" : "medians", options.repeats);
   for (const Metric& metric : metrics) {
     std::cout << format("{:<20} {:>10.2f}   {}\n", metric.name, metric.value, metric.meaning);
   }
@@ -203,6 +252,8 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--repeats", options->repeats, "Repeats of each measurement; medians count")
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object {metric, threads, value} a line");
+  command->add_flag("--kernels", options->kernels,
+                    "Only the matrix products on one thread, against the dot products' peak");
   command->footer(
       "  needle-run bench --model model.needle --threads 2\n"
       "  needle-run bench --random-weights configs/model/released.json --json");

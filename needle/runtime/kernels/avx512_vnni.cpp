@@ -330,6 +330,33 @@ void attend(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float
   }
 }
 
+// 24 sums as in the largest tile; the operands pass through empty assembly so that no loop is
+// foreseen.
+std::int64_t peak(std::int64_t rounds) noexcept {
+  constexpr int kSums = 24;
+  constexpr int kRepeats = 16;
+  __m512i sums[kSums];
+  for (int i = 0; i < kSums; ++i) {
+    sums[i] = _mm512_set1_epi32(i);
+  }
+  __m512i a = _mm512_set1_epi8(3);
+  __m512i b = _mm512_set1_epi8(5);
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    asm volatile("" : "+v"(a), "+v"(b));
+    for (int repeat = 0; repeat < kRepeats; ++repeat) {
+#pragma GCC unroll 24
+      for (int i = 0; i < kSums; ++i) {
+        sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+      }
+    }
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < kSums; ++i) {
+    asm volatile("" : : "v"(sums[i]));
+  }
+  return rounds * kRepeats * kSums * 64;
+}
+
 }  // namespace
 
 const Kernels kAvx512VnniKernels{.name = "avx512vnni",
@@ -338,6 +365,7 @@ const Kernels kAvx512VnniKernels{.name = "avx512vnni",
                                  .softmax = softmax,
                                  .quantize = quantize,
                                  .multiply_int4 = multiply_int4,
-                                 .attend = attend};
+                                 .attend = attend,
+                                 .peak = peak};
 
 }  // namespace needle::runtime

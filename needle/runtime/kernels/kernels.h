@@ -115,6 +115,10 @@ struct Kernels {
   // for 2 * kAttendRows * 16 * ceil(T / 16) floats. A row's result does not depend on the others.
   void (*attend)(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float* scratch,
                  Rows out) noexcept;
+
+  // Runs nothing but independent 8-bit dot products, `rounds` times, and returns how many
+  // multiplications that was: the measure of multiply_int4. nullptr where there is none.
+  std::int64_t (*peak)(std::int64_t rounds) noexcept = nullptr;
 };
 
 // The best table that this CPU supports, or the one that the environment variable NEEDLE_ISA names.
