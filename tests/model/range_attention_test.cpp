@@ -100,7 +100,7 @@ TEST_P(RangeAttentionRowsTest, InBfloat16StaysAsNearAsTheSpecificationInBfloat16
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RangeAttentionRowsTest, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Packed" : "Padded"; });
+                         [](const auto& row) { return row.param ? "Packed" : "Padded"; });
 
 TEST(RangeAttentionTest, OneWrongKeyOfARangeIsSeen) {
   torch::manual_seed(1);
