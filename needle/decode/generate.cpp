@@ -249,8 +249,10 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
     options.watched = no_call;
   }
   TextStream stream(tokenizer_, request.on_text);
-  if (request.on_text) {
-    options.on_token = [&stream](TokenId token) { return stream.add(token); };
+  if (request.on_text || request.cancelled) {
+    options.on_token = [&](TokenId token) {
+      return !(request.cancelled && request.cancelled()) && (!request.on_text || stream.add(token));
+    };
   }
 
   auto start = std::chrono::steady_clock::now();
@@ -286,10 +288,16 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   result.raw_text = raw_text(result.ids);
   result.text = own_names(result.raw_text);
   if (request.n_best > 0 && result.stop != StopReason::kCancelled) {
-    result.n_best =
-        ranked_answers(n_best_tokens(*session, fresh.get(),
-                                     {.count = request.n_best, .max_gen_len = options.max_gen_len}),
-                       [&](std::span<const TokenId> ids) { return own_names(raw_text(ids)); });
+    const NBest best = n_best_tokens(*session, fresh.get(),
+                                     {.count = request.n_best,
+                                      .max_gen_len = options.max_gen_len,
+                                      .cancelled = request.cancelled});
+    if (best.cancelled) {
+      result.stop = StopReason::kCancelled;
+      return result;
+    }
+    result.n_best = ranked_answers(
+        best, [&](std::span<const TokenId> ids) { return own_names(raw_text(ids)); });
   }
   return result;
 }

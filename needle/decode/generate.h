@@ -50,6 +50,8 @@ struct CallRequest {
   // Streaming: new text, whole characters only, names as generated. All pieces together are
   // CallResult::raw_text.
   std::function<bool(std::string_view text)> on_text;  // false cancels
+  // Asked at every token, those of n_best too: true ends with StopReason::kCancelled.
+  std::function<bool()> cancelled;
 };
 
 struct RankedAnswer {

@@ -32,7 +32,7 @@ class Search {
     branches_.push_back({});
     const std::int64_t most =
         options_.max_expansions > 0 ? options_.max_expansions : 4 * options_.count;
-    while (!branches_.empty() && !settled() && result_.expansions < most) {
+    while (!branches_.empty() && !settled() && result_.expansions < most && !result_.cancelled) {
       std::ranges::pop_heap(branches_, less_probable);
       const Branch branch = std::move(branches_.back());
       branches_.pop_back();
@@ -44,7 +44,7 @@ class Search {
     }
     const bool kept_all =
         result_.answers.empty() || dropped_ <= result_.answers.back().log_probability;
-    result_.exact = kept_all && (branches_.empty() || settled());
+    result_.exact = kept_all && !result_.cancelled && (branches_.empty() || settled());
     return std::move(result_);
   }
 
@@ -68,12 +68,20 @@ class Search {
   void follow(const Branch& branch) {
     rewind_to(branch.ids);
     const std::unique_ptr<Constraint> constraint = constraint_ ? constraint_->clone() : nullptr;
-    GeneratedTokens generated = generate_tokens(session_, {.max_gen_len = options_.max_gen_len,
-                                                           .constraint = constraint.get(),
-                                                           .detail = StepDetail::kConfidence,
-                                                           .alternatives = kAlternatives,
-                                                           .prefix = branch.ids});
+    GenerateOptions way{.max_gen_len = options_.max_gen_len,
+                        .constraint = constraint.get(),
+                        .detail = StepDetail::kConfidence,
+                        .alternatives = kAlternatives,
+                        .prefix = branch.ids};
+    if (options_.cancelled) {
+      way.on_token = [this](TokenId) { return !options_.cancelled(); };
+    }
+    GeneratedTokens generated = generate_tokens(session_, way);
     ++result_.expansions;
+    if (generated.stop == StopReason::kCancelled) {
+      result_.cancelled = true;
+      return;
+    }
     double log_probability = branch.log_probability;
     for (std::size_t i = 0; i < generated.steps.size(); ++i) {
       const TokenStep& step = generated.steps[i];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "needle/decode/token_loop.h"
@@ -12,6 +13,7 @@ struct NBestOptions {
   std::int64_t count = 3;
   std::int64_t max_gen_len = 512;
   std::int64_t max_expansions = 0;  // ways followed to their end at most; 0: four times `count`
+  std::function<bool()> cancelled;  // asked at every token; true ends the search
 };
 
 struct ScoredTokens {
@@ -24,6 +26,7 @@ struct NBest {
   std::vector<ScoredTokens> answers;  // best first; at most `count`
   // True if no answer can be more probable than these.
   bool exact = false;
+  bool cancelled = false;  // the answers are those found before
   std::int64_t expansions = 0;
 };
 

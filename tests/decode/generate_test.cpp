@@ -307,6 +307,18 @@ TEST(StreamingTest, CancelStopsTheLoop) {
   EXPECT_TRUE(streamed.result.raw_text.starts_with(streamed.all()));
 }
 
+TEST(FunctionCallerTest, ACancelledRequestStopsAtTheNextToken) {
+  const auto engine = engine_that_says(answer_ids(R"([{"name":"set_timer","arguments":{}}])"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  int asked = 0;
+  const CallResult result = caller.call({.query = "q",
+                                         .tools_json = std::string(kTools),
+                                         .constrain = Constrain::kNone,
+                                         .cancelled = [&] { return ++asked == 3; }});
+  EXPECT_EQ(result.stop, StopReason::kCancelled);
+  EXPECT_EQ(result.ids.size(), 3U);
+}
+
 TEST(CallBatchTest, GivesTheSameAsOneByOneInAnyNumberOfThreads) {
   // Answers with the first tokens of its prompt, so every request has its own result.
   const test::ScriptedEngine engine(tiny_tokenizer().vocab_size(), [](auto prompt) {

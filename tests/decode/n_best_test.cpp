@@ -103,6 +103,16 @@ TEST(NBestTest, FollowsNoMoreWaysThanAsked) {
   EXPECT_THROW(n_best_tokens(model, nullptr, {.count = 0}), Error);
 }
 
+TEST(NBestTest, EndsWhenItIsCancelled) {
+  RandomModel model(3);
+  int asked = 0;
+  const NBest best = n_best_tokens(
+      model, nullptr, {.count = 4, .max_gen_len = 40, .cancelled = [&] { return ++asked == 5; }});
+  EXPECT_TRUE(best.cancelled);
+  EXPECT_FALSE(best.exact);
+  EXPECT_EQ(asked, 5);
+}
+
 TEST(NBestTest, TheFirstWayIsTheGreedyAnswer) {
   RandomModel model(5);
   const NBest one =
