@@ -17,21 +17,28 @@ using Clock = Admission::Clock;
 
 // Tools that do not fit would be cut, and the model would never choose them: better said than done.
 void check_fit(const ServedModel& served, const ChatRequest& request) {
-  const auto room = static_cast<std::size_t>(served.model.prompt_config().max_enc_len);
-  if (request.call.query.size() + request.call.tools_json.size() < room - 2) {
-    return;  // a token has at least a byte
-  }
-  const NormalizedTools tools = normalize_tool_names(request.call.tools_json, NameStyle::kUnique,
-                                                     served.model.prompt_config().json_escapes);
-  const EncoderPrompt prompt = encode_prompt(served.model.tokenizer(), served.model.prompt_config(),
-                                             request.call.query, tools.tools_json);
-  if (prompt.cut_query_tokens + prompt.cut_tools_tokens > 0) {
+  const std::int64_t too_many =
+      prompt_overflow(served, request.call.query, request.call.tools_json);
+  if (too_many > 0) {
     throw ApiError(400,
                    format("the prompt is {} tokens too long for the {} that this model reads; send "
                           "fewer tools (POST /v1/rank finds the best) or a shorter text",
-                          prompt.cut_query_tokens + prompt.cut_tools_tokens, room),
+                          too_many, served.model.prompt_config().max_enc_len),
                    {.code = "context_length_exceeded", .param = "messages"});
   }
+}
+
+// A request that names no tools gets those of the shelf. True if it did.
+bool offer_shelf(JsonValue& body, const ToolShelf* shelf) {
+  const auto given = [&](std::string_view key) {
+    const JsonValue* value = body.find(key);
+    return value != nullptr && !value->is_null();
+  };
+  if (shelf == nullptr || shelf->empty() || given("tools") || given("response_format")) {
+    return false;
+  }
+  body.set("tools", shelf->tools());
+  return true;
 }
 
 }  // namespace
@@ -45,8 +52,8 @@ struct Service::Completion {
   Admission::Ticket ticket;
   std::function<bool()> client_gone;
 
-  // Generates; every text goes to `on_text` first. Throws ApiError 504 past the deadline and 499
-  // for a client that is gone.
+  // Generates; every text goes to `on_text`, if given, first. Throws ApiError 504 past the deadline
+  // and 499 for a client that is gone.
   CallResult run(Metrics& metrics, const std::function<bool(std::string_view)>& on_text) {
     CallResult result;
     if (request.answer_nothing) {
@@ -55,13 +62,18 @@ struct Service::Completion {
     }
     std::string text;
     bool stopped = false;
-    request.call.on_text = [&](std::string_view piece) {
-      text += piece;
-      stopped = stop_position(text, request.stop) < text.size();
-      return !stopped && Clock::now() < deadline && !client_gone() && on_text(piece);
-    };
+    request.call.cancelled = [&] { return Clock::now() >= deadline || client_gone(); };
+    if (on_text || !request.stop.empty()) {
+      request.call.on_text = [&](std::string_view piece) {
+        text += piece;
+        stopped = stop_position(text, request.stop) < text.size();
+        return !stopped && (!on_text || on_text(piece));
+      };
+    }
+    const auto started = Clock::now();
     try {
       result = served->model.call(request.call);
+      times.model_ms = std::chrono::duration<double, std::milli>(Clock::now() - started).count();
     } catch (const Error& error) {  // tools or a schema that no answer can obey
       throw bad_request("", error.what());
     }
@@ -81,9 +93,10 @@ HttpReply Service::chat(const HttpRequest& http) {
   const auto arrived = Clock::now();
   const auto work = std::make_shared<Completion>();
   work->deadline = arrived + std::chrono::milliseconds(options_.limits.deadline_ms);
-  work->request = parse_chat_request(parse_body(http.body), options_.limits);
+  JsonValue body = parse_body(http.body);
+  const bool from_shelf = offer_shelf(body, options_.shelf);
+  work->request = parse_chat_request(body, options_.limits);
   work->served = models_.open(work->request.model);
-  check_fit(*work->served, work->request);
   work->client_gone = http.client_gone;
   work->head = {.id = format("chatcmpl-{}x{}", run_id_, ++requests_),
                 .model = work->served->name,
@@ -92,9 +105,15 @@ HttpReply Service::chat(const HttpRequest& http) {
   const auto queued = Clock::now();
   work->ticket = enter(http, work->deadline);
   work->times.queue_ms = std::chrono::duration<double, std::milli>(Clock::now() - queued).count();
+  if (from_shelf && !work->request.answer_nothing) {
+    CallRequest& call = work->request.call;
+    call.tools_json =
+        options_.shelf->fitting(*work->served, call.query, call.tools_json).tools_json;
+  }
+  check_fit(*work->served, work->request);
 
   if (!work->request.stream) {
-    const CallResult result = work->run(metrics_, [](std::string_view) { return true; });
+    const CallResult result = work->run(metrics_, {});
     work->ticket = {};
     return {.body = write_compact(completion_json(work->head, work->request, result, work->times,
                                                   &work->served->model.tokenizer()),

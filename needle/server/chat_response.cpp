@@ -110,6 +110,7 @@ JsonValue extension_json(const ChatRequest& request, const CallResult& result,
   json.set("stop", text(std::string(kStopReasonNames.name(result.stop))));
   json.set("forced_tokens", JsonValue::integer(result.forced_tokens));
   json.set("queue_ms", JsonValue::number(times.queue_ms));
+  json.set("model_ms", JsonValue::number(times.model_ms));
   json.set("prefill_ms", JsonValue::number(1e3 * result.prefill_seconds));
   json.set("decode_ms", JsonValue::number(1e3 * result.decode_seconds));
   if (result.confidence) {

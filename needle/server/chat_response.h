@@ -43,6 +43,7 @@ struct CompletionHead {
 
 struct CompletionTimes {
   double queue_ms = 0;
+  double model_ms = 0;  // the whole call: grammar, prompt, model
 };
 
 // The reply without stream. `tokenizer` may be nullptr where no model was asked.

@@ -87,7 +87,8 @@ ssize_t Connection::read(char* bytes, std::size_t size) {
   if (read_ == buffer_.size()) {
     buffer_.clear();
     read_ = 0;
-    if (!wait(POLLIN, deadline_) || !receive()) {
+    slow = !wait(POLLIN, deadline_);
+    if (slow || !receive()) {
       return -1;
     }
   }
@@ -117,15 +118,10 @@ ssize_t Connection::write(const char* bytes, std::size_t size) {
 
 void Connection::finish() {
   ::shutdown(socket_, SHUT_WR);
-  const auto until = Clock::now() + std::chrono::milliseconds(500);
-  std::size_t drained = 0;
-  while (drained < 8 * limits_.body_bytes && wait(POLLIN, until)) {
+  const auto until = Clock::now() + std::chrono::seconds(1);
+  do {
     buffer_.clear();
-    if (!receive()) {
-      break;
-    }
-    drained += buffer_.size();
-  }
+  } while (Clock::now() < until && wait(POLLIN, until) && receive());
 }
 
 // Nobody asks for addresses: nothing is decided by them and nothing is logged.

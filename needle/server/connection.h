@@ -39,7 +39,8 @@ class Connection final : public httplib::Stream {
   void get_local_ip_and_port(std::string& ip, int& port) const override;
   socket_t socket() const override { return socket_; }
 
-  bool refused = false;  // before its body was read: the connection cannot go on
+  bool refused = false;  // before its body was read to the end: the connection cannot go on
+  bool slow = false;     // the body did not come in time
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "needle/calls/tool.h"
@@ -106,11 +107,12 @@ JsonValue text_list(const std::vector<std::string>& texts) {
   return list;
 }
 
-void check_late(Clock::time_point deadline, const HttpRequest& http) {
+void check_late(Clock::time_point deadline, const HttpRequest& http, Metrics& metrics) {
   if (Clock::now() >= deadline) {
     throw ApiError(504, "it took longer than a request may take", {.code = "timeout"});
   }
   if (http.client_gone()) {
+    metrics.count_cancelled();
     throw ApiError(499, "the client went away");
   }
 }
@@ -136,7 +138,7 @@ HttpReply Service::embeddings(const HttpRequest& http) {
   std::int64_t tokens = 0;
   const RetrieveOptions retrieve;
   for (const EmbeddingInput& input : inputs) {
-    check_late(deadline, http);
+    check_late(deadline, http, metrics_);
     std::vector<TokenId> ids =
         input.tokens.empty() ? served->model.tokenizer().encode(input.text) : input.tokens;
     ids.resize(std::min<std::size_t>(ids.size(), static_cast<std::size_t>(retrieve.max_tokens)));
@@ -181,8 +183,16 @@ HttpReply Service::rank(const HttpRequest& http) {
 
   const auto escapes = served->model.prompt_config().json_escapes;
   const auto texts = tool_texts(tools_json, escapes);
-  const ToolIndex index(served->model.engine(), served->model.tokenizer(), texts,
-                        {.json_escapes = escapes});
+  const RetrieveOptions retrieve{.json_escapes = escapes};
+  std::vector<std::vector<float>> embeddings;
+  for (const std::string& text : texts) {
+    check_late(deadline, http, metrics_);
+    embeddings.push_back(
+        ToolIndex(served->model.engine(), served->model.tokenizer(), std::span(&text, 1), retrieve)
+            .embeddings()[0]);
+  }
+  const ToolIndex index(served->model.engine(), served->model.tokenizer(), std::move(embeddings),
+                        retrieve);
   JsonValue data = JsonValue::array();
   for (const RankedTool& tool : index.rank(query, static_cast<std::size_t>(top))) {
     data.items().push_back(

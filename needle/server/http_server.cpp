@@ -142,7 +142,10 @@ class HttpServer::Wire final : public httplib::Server {
       if (!refusal) {
         return HandlerResponse::Unhandled;
       }
-      current_connection->refused = true;
+      if (refusal->status >= 400) {
+        current_connection->refused = true;
+        response.set_header("Connection", "close");
+      }
       send(std::move(*refusal), response);
       return HandlerResponse::Handled;
     });
@@ -155,8 +158,13 @@ class HttpServer::Wire final : public httplib::Server {
     Post(".*", handler);
     set_error_handler([](const httplib::Request&, httplib::Response& response) {
       if (response.body.empty() && response.status >= 400) {  // of cpp-httplib's own finding
-        const std::string message =
-            response.status == 413 ? "the body is longer than allowed" : "this is no HTTP request";
+        const bool slow = current_connection->slow;
+        current_connection->refused = true;
+        response.set_header("Connection", "close");
+        response.status = slow ? 408 : response.status;
+        const std::string message = slow ? "the request's body did not come in time"
+                                    : response.status == 413 ? "the body is longer than allowed"
+                                                             : "this is no HTTP request";
         response.set_content(ApiError(response.status, message).to_reply().body,
                              "application/json");
       }

@@ -3,13 +3,16 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "needle/runtime/loaded_model.h"
+#include "needle/server/model_search.h"
 
 namespace needle {
 
@@ -25,10 +28,13 @@ struct ServedModel {
 // that changed is opened again, and if that fails the old one goes on serving.
 class ModelStore {
  public:
-  // `files`: served by their names, the first is the default. `folder`: its *.needle files too,
-  // looked up anew at every list(); empty: none. Throws FileError, FormatError for a file of
-  // `files` that cannot be opened, and ConfigError if two have one name.
-  ModelStore(const std::vector<std::filesystem::path>& files, std::filesystem::path folder,
+  using Finder = std::function<std::vector<ModelFile>()>;
+
+  // `files`: served by their names, the first is the default. `finder`: gives more, asked anew at
+  // every list(); may be empty. Without `files` the default is the first of the finder's that can
+  // be opened. Throws FileError, FormatError for a file of `files` that cannot be opened, and
+  // ConfigError if two have one name.
+  ModelStore(const std::vector<std::filesystem::path>& files, Finder finder,
              runtime::LoadOptions options);
 
   struct Entry {
@@ -50,13 +56,16 @@ class ModelStore {
     std::uint64_t bytes = 0;
     std::shared_ptr<const ServedModel> model;
   };
-  std::shared_ptr<const ServedModel> open_entry(const Entry& entry);
+  std::vector<Entry> list_locked() const;
+  std::shared_ptr<const ServedModel> open_default();
+  std::shared_ptr<const ServedModel> open_file(const ModelFile& file);
 
-  std::vector<std::filesystem::path> files_;
-  std::filesystem::path folder_;
+  std::vector<ModelFile> files_;
+  Finder finder_;
   runtime::LoadOptions options_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<Loaded> loaded_;
+  std::optional<ModelFile> default_;  // of the finder's
 };
 
 }  // namespace needle

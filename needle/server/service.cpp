@@ -12,6 +12,43 @@
 #include "needle/server/embedded_files.h"
 
 namespace needle {
+namespace {
+
+JsonValue model_json(const ModelStore::Entry& entry) {
+  JsonValue item = JsonValue::object();
+  item.set("id", JsonValue::string(entry.name));
+  item.set("object", JsonValue::string("model"));
+  item.set("created", JsonValue::integer(entry.created));
+  item.set("owned_by", JsonValue::string("needle"));
+  item.set("bytes", JsonValue::integer(static_cast<std::int64_t>(entry.bytes)));
+  return item;
+}
+
+// "application/json", whatever its letters' case and its parameters.
+bool is_json(std::string_view content_type) {
+  const std::string_view media = content_type.substr(0, content_type.find(';'));
+  const std::string_view trimmed = media.substr(0, media.find_last_not_of(" \t") + 1);
+  return !HeaderLess()(trimmed, "application/json") && !HeaderLess()("application/json", trimmed);
+}
+
+// One way of telling the body's length, and a length that is allowed: where a proxy could
+// understand another one, its next request would be taken for a part of this one.
+void check_length(const HttpRequest& request, std::size_t most) {
+  const std::string_view length = request.header("Content-Length");
+  const std::string_view coding = request.header("Transfer-Encoding");
+  if (length.find_first_not_of("0123456789") != std::string_view::npos) {
+    throw ApiError(400, "Content-Length: expected one number");
+  }
+  if (!coding.empty() && (coding != "chunked" || !length.empty())) {
+    throw ApiError(400, "expected either Content-Length or Transfer-Encoding: chunked");
+  }
+  if (length.size() > 12 || (!length.empty() && std::stoull(std::string(length)) > most)) {
+    throw ApiError(
+        413, format("the body: {} bytes, at most {} are allowed", length.substr(0, 20), most));
+  }
+}
+
+}  // namespace
 
 struct Service::Route {
   std::string_view path;
@@ -21,11 +58,13 @@ struct Service::Route {
 };
 
 const Service::Route* Service::find_route(std::string_view path) {
-  static constexpr std::array<Route, 10> kRoutes = {{
+  static constexpr std::array<Route, 12> kRoutes = {{
       {"/v1/chat/completions", "POST", &Service::chat},
       {"/v1/embeddings", "POST", &Service::embeddings},
       {"/v1/rank", "POST", &Service::rank},
       {"/v1/models", "GET", &Service::models},
+      {"/v1/models/", "GET", &Service::model},  // and a name
+      {"/v1/tools", "GET", &Service::tools},
       {"/health", "GET", &Service::health, true},
       {"/metrics", "GET", &Service::metrics},
       {"/openapi.json", "GET", &Service::openapi, true},
@@ -33,7 +72,10 @@ const Service::Route* Service::find_route(std::string_view path) {
       {"/playground.css", "GET", &Service::page, true},
       {"/playground.js", "GET", &Service::page, true},
   }};
-  const auto found = std::ranges::find(kRoutes, path, &Route::path);
+  const auto found = std::ranges::find_if(kRoutes, [&](const Route& route) {
+    const bool folder = route.path.size() > 1 && route.path.ends_with('/');
+    return folder ? path.starts_with(route.path) : path == route.path;
+  });
   return found == kRoutes.end() ? nullptr : &*found;
 }
 
@@ -65,7 +107,7 @@ std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
     }
     if (route->method == "POST") {
       // Also keeps pages of other origins from sending what needs no preflight.
-      if (!request.header("Content-Type").starts_with("application/json")) {
+      if (!is_json(request.header("Content-Type"))) {
         throw ApiError(
             415, format("Content-Type: expected application/json, got {}",
                         excerpt(JsonValue::string(std::string(request.header("Content-Type"))))));
@@ -73,17 +115,10 @@ std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
       if (!request.header("Content-Encoding").empty()) {
         throw ApiError(415, "Content-Encoding: expected a body that is not compressed");
       }
-      const std::string_view length = request.header("Content-Length");
-      if (length.size() > 12 ||
-          (!length.empty() && std::stoull(std::string(length)) > options_.limits.body_bytes)) {
-        throw ApiError(413, format("the body: {} bytes, at most {} are allowed",
-                                   length.substr(0, 20), options_.limits.body_bytes));
-      }
+      check_length(request, options_.limits.body_bytes);
     }
   } catch (const ApiError& error) {
     return error.to_reply();
-  } catch (const std::exception&) {
-    return ApiError(400, "Content-Length: expected a number").to_reply();
   }
   return {};
 }
@@ -157,13 +192,35 @@ Admission::Ticket Service::enter(const HttpRequest& request,
 HttpReply Service::models(const HttpRequest&) {
   JsonValue data = JsonValue::array();
   for (const ModelStore::Entry& entry : models_.list()) {
-    JsonValue item = JsonValue::object();
-    item.set("id", JsonValue::string(entry.name));
-    item.set("object", JsonValue::string("model"));
-    item.set("created", JsonValue::integer(entry.created));
-    item.set("owned_by", JsonValue::string("needle"));
-    item.set("bytes", JsonValue::integer(static_cast<std::int64_t>(entry.bytes)));
-    data.items().push_back(std::move(item));
+    data.items().push_back(model_json(entry));
+  }
+  JsonValue list = JsonValue::object({{"object", JsonValue::string("list")}});
+  if (data.items().empty()) {
+    list.set("needle", JsonValue::object({{"hint", JsonValue::string(no_model_hint())}}));
+  }
+  list.set("data", std::move(data));
+  return {.body = write_compact(list, JsonEscapes::kUtf8)};
+}
+
+HttpReply Service::model(const HttpRequest& request) {
+  const std::string_view name =
+      std::string_view(request.path).substr(std::string_view("/v1/models/").size());
+  for (const ModelStore::Entry& entry : models_.list()) {
+    if (entry.name == name) {
+      return {.body = write_compact(model_json(entry), JsonEscapes::kUtf8)};
+    }
+  }
+  throw ApiError(404, "the model does not exist; GET /v1/models lists those that do",
+                 {.code = "model_not_found", .param = "model"});
+}
+
+HttpReply Service::tools(const HttpRequest&) {
+  JsonValue data = JsonValue::array();
+  if (options_.shelf != nullptr) {
+    for (const JsonValue& tool : options_.shelf->tools().items()) {
+      data.items().push_back(
+          JsonValue::object({{"type", JsonValue::string("function")}, {"function", tool}}));
+    }
   }
   return {.body = write_compact(
               JsonValue::object({{"object", JsonValue::string("list")}, {"data", std::move(data)}}),

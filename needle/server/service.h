@@ -13,14 +13,16 @@
 #include "needle/server/limits.h"
 #include "needle/server/metrics.h"
 #include "needle/server/model_store.h"
+#include "needle/server/tool_shelf.h"
 
 namespace needle {
 
 struct ServiceOptions {
   AccessOptions access;
   ServerLimits limits;
-  std::size_t running = 1;   // requests that models work on at once
-  std::size_t waiting = 64;  // more wait for their turn; beyond that 429
+  std::size_t running = 1;           // requests that models work on at once
+  std::size_t waiting = 64;          // more wait for their turn; beyond that 429
+  const ToolShelf* shelf = nullptr;  // not owned: tools for requests that name none; may be null
 };
 
 // Thread-safe. Keeps a reference to `models`, which must outlive it.
@@ -47,6 +49,8 @@ class Service {
   HttpReply embeddings(const HttpRequest& request);
   HttpReply rank(const HttpRequest& request);
   HttpReply models(const HttpRequest& request);
+  HttpReply model(const HttpRequest& request);
+  HttpReply tools(const HttpRequest& request);
   HttpReply health(const HttpRequest& request);
   HttpReply metrics(const HttpRequest& request);
   HttpReply openapi(const HttpRequest& request);

@@ -1,5 +1,9 @@
 #include "needle/server/access.h"
 
+#include <algorithm>
+#include <chrono>
+#include <string>
+
 #include <gtest/gtest.h>
 
 #include "needle/server/api_error.h"
@@ -45,6 +49,28 @@ TEST(AccessTest, TheKeyMustBeWhole) {
     EXPECT_EQ(with(value), 401) << value;
   }
   EXPECT_EQ(status({{"Host", "localhost"}}, options, true), 200);
+}
+
+TEST(AccessTest, ComparingTakesAsLongWhereverTheKeysDiffer) {
+  const std::string key(1 << 20, 'k');
+  std::string early = key;
+  early.front() = 'x';
+  std::string late = key;
+  late.back() = 'x';
+  const auto time_of = [&](const std::string& given) {
+    double least = 1e9;
+    for (int i = 0; i < 9; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      EXPECT_FALSE(equal_in_constant_time(given, key));
+      least = std::min(
+          least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return least;
+  };
+  const double early_time = time_of(early);  // a comparison that stops is a million times faster
+  const double late_time = time_of(late);
+  EXPECT_LT(late_time, 4 * early_time);
+  EXPECT_LT(early_time, 4 * late_time);
 }
 
 }  // namespace

@@ -4,60 +4,13 @@
 usage: http_test.py NEEDLE_SERVE MODEL.needle      exit code 77: skipped, there is no model
 """
 import concurrent.futures
-import http.client
 import json
-import os
-import pathlib
 import random
-import signal
-import socket
 import subprocess
 import sys
 import time
 
-TOOLS = [{"type": "function", "function": {"name": "setAlarm", "parameters": {
-    "type": "object", "properties": {"time": {"type": "string"}}, "required": ["time"]}}}]
-
-
-class Server:
-    def __init__(self, program, *arguments):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("NEEDLE_")}
-        self.process = subprocess.Popen([program, "--port", str(self.port), *arguments], stderr=subprocess.PIPE, text=True, env=environment)
-        assert "ready" in self.process.stderr.readline()
-
-    def ask(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
-        reply = connection.getresponse()
-        text = reply.read()
-        connection.close()
-        return reply, text
-
-    def raw(self, data, wait=5.0):
-        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
-            connection.sendall(data)
-            received = b""
-            try:
-                while piece := connection.recv(65536):
-                    received += piece
-                    if b"}" in received:
-                        break
-            except OSError:  # closed under us: also an answer
-                pass
-            return received
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0, self.process.returncode
-        self.process.stderr.close()
-
-
-def chat(text, **fields):
-    return {"messages": [{"role": "user", "content": text}], "tools": TOOLS, **fields}
+from serving import CHAT, TOOLS, Server, chat, need_models, run_checks
 
 
 def check_routes(server):
@@ -78,12 +31,8 @@ def check_routes(server):
 
 
 def check_refusals(server):
-    def refused(status, method, path, body=None, headers=None):
-        reply, text = server.ask(method, path, body, headers)
-        error = json.loads(text)["error"]
-        assert reply.status == status and set(error) == {"message", "type", "param", "code"} and error["message"], (path, body, reply.status, text)
-
-    post = "/v1/chat/completions"
+    refused = server.refused
+    post = CHAT
     refused(404, "GET", "/../../etc/passwd")
     refused(404, "GET", "/%2e%2e/%2e%2e/etc/passwd")
     refused(405, "GET", post)
@@ -173,17 +122,10 @@ def check_key_and_port(program, model):
 
 def main():
     program, model = sys.argv[1:3]
-    if not pathlib.Path(model).exists():
-        print(f"{model}: no such model; skipped")
-        return 77
-    server = Server(program, "-m", model)
-    for check in [check_routes, check_refusals, check_noise, check_many_clients, check_openai]:
-        check(server)
-        print(check.__name__, "ok")
-    server.stop()
-    check_key_and_port(program, model)
-    print("all checks passed")
-    return 0
+    need_models([model])
+    with Server(program, "-m", model) as server:
+        run_checks([check_routes, check_refusals, check_noise, check_many_clients, check_openai], [server])
+    return run_checks([check_key_and_port], [program, model])
 
 
 if __name__ == "__main__":

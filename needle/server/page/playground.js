@@ -154,7 +154,7 @@ async function loadModels() {
   try {
     const models = await (await ask('v1/models')).json();
     get('model').replaceChildren(...models.data.map((model) => element('option', model.id)));
-    get('error').textContent = '';
+    get('error').textContent = models.needle?.hint ?? '';
   } catch (error) {
     get('error').textContent = error.message;
   }
