@@ -1,0 +1,337 @@
+// needle-load-probe: the same questions to the bare engine and to a running needle-serve, timed and
+// compared. scripts/bench/serving/load.py starts it; it says what it found as one JSON object.
+//
+// Every request carries a tag that its reply must repeat (an unknown field, listed back in
+// needle.ignored), and its calls must be those that the bare engine gave for the same question: a
+// lost or mixed-up reply cannot go unseen.
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "needle/calls/call.h"
+#include "needle/calls/json_value.h"
+#include "needle/core/error.h"
+#include "needle/core/exit_code.h"
+#include "needle/core/json.h"
+#include "needle/runtime/loaded_model.h"
+#include "needle/server/chat_response.h"
+
+#include "tests/server/server_models.h"
+
+namespace needle {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+struct Settings {
+  std::string model;
+  std::string write_models;  // a folder: put the tests' models there and do nothing else
+  int port = 0;
+  std::size_t clients = 32;
+  std::size_t threads = 2;  // of the bare engine: as many as the server has workers
+  std::size_t requests = 1000;
+  std::size_t alone = 500;  // requests of one client, for the overhead without a queue
+  double seconds = 60;      // at most, of each of the three parts
+};
+
+// One question: as the engine takes it, as a client sends it, and what must come back.
+struct Case {
+  CallRequest request;
+  std::string body_begin;  // then the tag, then "\":1}"
+  std::string expected;    // stands in the reply
+};
+
+std::string tools_json(std::size_t variant) {
+  std::string list = "[";
+  for (const std::string_view name : {"set_alarm", "play_music", "send_message"}) {
+    list += format(
+        R"({}{{"name":"{}_{}","description":"Do it","parameters":{{"type":"object","properties":{{"text":{{"type":"string","maxLength":24}}}},"required":["text"]}}}})",
+        list.size() == 1 ? "" : ",", name, variant);
+  }
+  return list + "]";
+}
+
+std::vector<Case> make_cases(std::size_t count) {
+  std::vector<Case> cases;
+  for (std::size_t i = 0; i < count; ++i) {
+    Case item;
+    item.request.query = format("please do number {} at {} o'clock", i, i % 24);
+    item.request.tools_json = tools_json(i % 16);
+    item.request.calls = {.min_calls = 1, .max_calls = 1};
+    item.body_begin = format(
+        R"({{"messages":[{{"role":"user","content":"{}"}}],"tools":{},"tool_choice":"required","parallel_tool_calls":false,"tag_)",
+        item.request.query, item.request.tools_json);
+    cases.push_back(std::move(item));
+  }
+  return cases;
+}
+
+// What a reply says of these calls.
+std::string calls_in_reply(const std::string& answer) {
+  std::string text;
+  for (const Call& call : complete_calls(answer)) {
+    const auto function = JsonValue::object(
+        {{"name", JsonValue::string(call.name)},
+         {"arguments", JsonValue::string(write_compact(call.arguments, JsonEscapes::kUtf8))}});
+    text +=
+        write_compact(JsonValue::object({{"function", function}}), JsonEscapes::kUtf8).substr(1);
+  }
+  return text;
+}
+
+std::string http_request(const Case& item, std::size_t tag) {
+  const std::string body = format("{}{}\":1}}", item.body_begin, tag);
+  return format(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+      "Content-Length: {}\r\n\r\n{}",
+      body.size(), body);
+}
+
+class Client {
+ public:
+  explicit Client(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const int on = 1;
+    ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    NEEDLE_CHECK(
+        ::connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0,
+        "nobody answers on port {}", port);
+  }
+  ~Client() { ::close(socket_); }
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // Head and body of the reply; what came if the connection ends before it is whole.
+  std::string ask(const std::string& request) {
+    for (std::size_t sent = 0; sent < request.size();) {
+      const ssize_t count =
+          ::send(socket_, request.data() + sent, request.size() - sent, MSG_NOSIGNAL);
+      if (count <= 0) {
+        return "";
+      }
+      sent += static_cast<std::size_t>(count);
+    }
+    std::string reply;
+    std::size_t whole = std::string::npos;
+    while (reply.size() < whole) {
+      char bytes[16384];
+      const ssize_t count = ::recv(socket_, bytes, sizeof bytes, 0);
+      if (count <= 0) {
+        return reply;
+      }
+      reply.append(bytes, static_cast<std::size_t>(count));
+      if (const std::size_t head = reply.find("\r\n\r\n");
+          whole == std::string::npos && head != std::string::npos) {
+        constexpr std::string_view kLength = "Content-Length: ";
+        const std::size_t at = reply.find(kLength);
+        std::size_t length = 0;
+        std::from_chars(reply.data() + at + kLength.size(), reply.data() + head, length);
+        whole = head + 4 + length;
+      }
+    }
+    return reply;
+  }
+
+ private:
+  int socket_;
+};
+
+double percentile(std::vector<double> values, double share) {
+  if (values.empty()) {
+    return 0;
+  }
+  std::ranges::sort(values);
+  return values[std::min(values.size() - 1,
+                         static_cast<std::size_t>(share * static_cast<double>(values.size())))];
+}
+
+// Does work(i) for i = 0.. on `threads` threads until `count` are done or the time is over; how
+// many were done a second.
+template <typename Work>
+double rate(std::size_t threads, std::size_t count, double seconds, std::size_t& done,
+            const Work& work) {
+  std::atomic<std::size_t> next = 0, finished = 0;
+  std::vector<std::thread> pool;
+  const auto start = Clock::now();
+  for (std::size_t t = 0; t < threads; ++t) {
+    pool.emplace_back([&] {
+      auto state = work.start();
+      for (std::size_t i = next++; i < count && milliseconds_since(start) < 1e3 * seconds;
+           i = next++) {
+        work.run(state, i);
+        ++finished;
+      }
+    });
+  }
+  for (std::thread& thread : pool) {
+    thread.join();
+  }
+  done = finished;
+  return 1e3 * static_cast<double>(done) / milliseconds_since(start);
+}
+
+struct EngineWork {
+  const runtime::LoadedModel& model;
+  std::vector<Case>& cases;
+  int start() const { return 0; }
+  void run(int, std::size_t i) const {
+    const CallResult result = model.call(cases[i % cases.size()].request);
+    NEEDLE_CHECK(!result.text.empty(), "the engine said nothing");
+  }
+};
+
+struct Failures {
+  std::mutex mutex;
+  std::size_t lost = 0, wrong = 0, refused = 0;
+  std::string example;
+  void add(std::size_t Failures::*kind, const std::string& reply) {
+    const std::lock_guard lock(mutex);
+    ++(this->*kind);
+    example = reply.substr(0, 2000);
+  }
+};
+
+struct ServerWork {
+  const std::vector<Case>& cases;
+  int port;
+  Failures& failures;
+  std::vector<double>& latencies;  // ms by request
+  std::vector<double>& overheads;  // ms by request: what neither the queue nor the model took
+  Client* start() const { return new Client(port); }  // lives as long as the program
+  void run(Client*& client, std::size_t i) const {
+    const Case& item = cases[i % cases.size()];
+    const std::string request = http_request(item, i);
+    const auto start = Clock::now();
+    const std::string reply = client->ask(request);
+    latencies[i] = milliseconds_since(start);
+    if (reply.starts_with("HTTP/1.1 429")) {
+      failures.add(&Failures::refused, reply);
+    } else if (!reply.starts_with("HTTP/1.1 200") || !reply.ends_with("}")) {
+      failures.add(&Failures::lost, reply);
+      client = new Client(port);
+    } else if (reply.find(item.expected) == std::string::npos ||
+               reply.find(format("\"tag_{}\"", i)) == std::string::npos) {
+      failures.add(&Failures::wrong, reply);
+    } else {
+      overheads[i] = latencies[i] - number(reply, "\"queue_ms\":") - number(reply, "\"model_ms\":");
+    }
+  }
+  static double number(const std::string& reply, std::string_view key) {
+    const std::size_t at = reply.find(key);
+    NEEDLE_CHECK(at != std::string::npos, "the reply lacks {}", key);
+    return std::strtod(reply.c_str() + at + key.size(), nullptr);
+  }
+};
+
+Json spread(const std::vector<double>& values) {
+  return {{"p50", percentile(values, .5)},
+          {"p99", percentile(values, .99)},
+          {"max", percentile(values, 1)}};
+}
+
+void run(const Settings& settings) {
+  if (const std::filesystem::path folder = settings.write_models; !folder.empty()) {
+    NEEDLE_CHECK(test::write_trained_model(folder / "model.needle") &&
+                     test::write_slow_model(folder / "slow.needle"),
+                 "the golden checkpoints are missing");
+    return;
+  }
+  std::vector<Case> cases = make_cases(256);
+  Json report;
+  {
+    const auto model = runtime::LoadedModel::load(settings.model);
+    for (Case& item : cases) {
+      item.expected = calls_in_reply(model.call(item.request).text);
+      NEEDLE_CHECK(!item.expected.empty(), "the model calls nothing for: {}", item.request.query);
+    }
+    std::size_t done = 0;
+    report["engine_per_second"] =
+        rate(settings.threads, settings.requests, settings.seconds, done, EngineWork{model, cases});
+    report["engine_requests"] = done;
+  }
+  Failures failures;
+  std::vector<double> latencies(std::max(settings.requests, settings.alone));
+  std::vector<double> overheads(latencies.size());
+  const ServerWork work{cases, settings.port, failures, latencies, overheads};
+  std::size_t done = 0;
+  rate(1, settings.alone, settings.seconds, done, work);
+  report["alone_requests"] = done;
+  report["alone_latency_ms"] =
+      spread({latencies.begin(), latencies.begin() + static_cast<std::ptrdiff_t>(done)});
+  report["alone_overhead_ms"] =
+      spread({overheads.begin(), overheads.begin() + static_cast<std::ptrdiff_t>(done)});
+  report["server_per_second"] =
+      rate(settings.clients, settings.requests, settings.seconds, done, work);
+  report["server_requests"] = done;
+  report["server_latency_ms"] =
+      spread({latencies.begin(), latencies.begin() + static_cast<std::ptrdiff_t>(done)});
+  report["throughput_share"] =
+      report["server_per_second"].get<double>() / report["engine_per_second"].get<double>();
+  report["lost"] = failures.lost;
+  report["wrong"] = failures.wrong;
+  report["refused"] = failures.refused;
+  if (!failures.example.empty()) {
+    report["example"] = failures.example;
+  }
+  std::cout << report.dump(1, ' ', true) << '\n';
+}
+
+Settings parse(int argc, char** argv) {
+  Settings settings;
+  const std::map<std::string, std::size_t Settings::*> counts = {
+      {"--clients", &Settings::clients},
+      {"--threads", &Settings::threads},
+      {"--requests", &Settings::requests},
+      {"--alone", &Settings::alone}};
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    if (name == "--model") {
+      settings.model = argv[i + 1];
+    } else if (name == "--write-models") {
+      settings.write_models = argv[i + 1];
+    } else if (name == "--port") {
+      settings.port = std::stoi(argv[i + 1]);
+    } else if (name == "--seconds") {
+      settings.seconds = std::stod(argv[i + 1]);
+    } else if (const auto found = counts.find(name); found != counts.end()) {
+      settings.*found->second = std::stoul(argv[i + 1]);
+    } else {
+      throw ConfigError(name + ": no such option");
+    }
+  }
+  if (settings.write_models.empty() && (settings.model.empty() || settings.port == 0)) {
+    throw ConfigError(
+        "usage: needle-load-probe --model FILE --port PORT [--clients N] [--threads N] "
+        "[--requests N] [--alone N] [--seconds S], or --write-models FOLDER");
+  }
+  return settings;
+}
+
+}  // namespace
+}  // namespace needle
+
+int main(int argc, char** argv) {
+  return needle::run_main([&] { needle::run(needle::parse(argc, argv)); });
+}
