@@ -11,8 +11,10 @@ int main(int argc, char** argv) {
       "  needle-eval calls --model model.needle --data test.jsonl\n"
       "  needle-eval calls --model runs/base --model runs/finetuned --data test.jsonl\n"
       "  needle-eval compare runs/finetuned model.needle --data test.jsonl\n"
+      "  needle-eval calibrate --model model.needle --data valid.jsonl -o model.needle\n"
       "  needle-eval perplexity --model runs/finetuned --data valid.jsonl\n"
       "Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.");
+  needle::add_calibrate_command(app);
   needle::add_calls_command(app);
   needle::add_compare_command(app);
   needle::add_perplexity_command(app);

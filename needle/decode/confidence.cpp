@@ -77,4 +77,11 @@ AnswerConfidence answer_confidence(std::string_view text, std::span<const std::s
   return confidence;
 }
 
+void calibrate(const Calibration& calibration, AnswerConfidence& confidence) {
+  confidence.calibrated = calibrated(calibration.answer, confidence.probability);
+  for (CallConfidence& call : confidence.calls) {
+    call.calibrated = calibrated(calibration.call, call.probability);
+  }
+}
+
 }  // namespace needle

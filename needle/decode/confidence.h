@@ -1,5 +1,5 @@
-// How sure the model is of an answer: token probabilities gathered by call and argument. These are
-// the model's own figures, not yet calibrated against data.
+// How sure the model is of an answer: token probabilities gathered by call and argument, and what
+// they mean by a calibration, where the model has one.
 #pragma once
 
 #include <optional>
@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "needle/decode/calibration.h"
 #include "needle/decode/call_spans.h"
 #include "needle/decode/token_loop.h"
 #include "needle/text/tokenizer.h"
@@ -24,12 +25,14 @@ struct CallConfidence {
   std::string name;
   double probability = 1;  // of the whole call
   double name_probability = 1;
+  std::optional<double> calibrated;  // how often calls this sure are right
   std::vector<ArgumentConfidence> arguments;
 };
 
 struct AnswerConfidence {
-  double probability = 1;  // of the whole answer, its end included
-  double no_call = 0;      // of the answer [] instead; an upper bound where nothing forces it
+  double probability = 1;            // of the whole answer, its end included
+  std::optional<double> calibrated;  // how often answers this sure are right
+  double no_call = 0;  // of the answer [] instead; an upper bound where nothing forces it
   std::optional<double> outside;      // kTrace: the largest share of a step that the mask cut off
   std::vector<CallConfidence> calls;  // empty too if the answer is no list of calls
 };
@@ -41,5 +44,8 @@ std::vector<std::size_t> token_ends(const Tokenizer& tokenizer, std::span<const 
 // both sides of it. Forced tokens have probability 1.
 AnswerConfidence answer_confidence(std::string_view text, std::span<const std::size_t> ends,
                                    const GeneratedTokens& generated);
+
+// Fills the `calibrated` members.
+void calibrate(const Calibration& calibration, AnswerConfidence& confidence);
 
 }  // namespace needle

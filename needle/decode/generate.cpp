@@ -132,11 +132,13 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
-                               PromptConfig prompt, NameStyle name_style)
+                               PromptConfig prompt, NameStyle name_style,
+                               std::optional<Calibration> calibration)
     : engine_(engine),
       tokenizer_(tokenizer),
       prompt_(prompt),
       name_style_(name_style),
+      calibration_(std::move(calibration)),
       token_texts_(std::make_shared<TokenTexts>(tokenizer)),
       grammars_(std::make_shared<GrammarSource>(tokenizer)) {
   NEEDLE_CHECK(engine.vocab_size() == tokenizer.vocab_size(),
@@ -279,6 +281,9 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   if (request.detail != StepDetail::kNone) {
     result.confidence = answer_confidence(tokenizer_.decode(generated.ids),
                                           token_ends(tokenizer_, generated.ids), generated);
+    if (calibration_) {
+      calibrate(*calibration_, *result.confidence);
+    }
   }
   result.ids = std::move(generated.ids);
   result.steps = std::move(generated.steps);

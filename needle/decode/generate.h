@@ -82,9 +82,10 @@ class FunctionCaller {
  public:
   // Keeps references: engine and tokenizer must outlive it. NameStyle::kReference does everything
   // as the reference: colliding names, keys of JSON Schema tools under the constraint, special
-  // symbols typed by a user.
+  // symbols typed by a user. `calibration`: fills the `calibrated` members of confidences.
   FunctionCaller(const Engine& engine, const Tokenizer& tokenizer, PromptConfig prompt,
-                 NameStyle name_style = NameStyle::kUnique);
+                 NameStyle name_style = NameStyle::kUnique,
+                 std::optional<Calibration> calibration = {});
 
   // Throws Error or DataError where no grammar can be made of the tools or the schema (naming the
   // place), where `calls` ask for what there is not, and where max_gen_len is too small for any
@@ -108,6 +109,7 @@ class FunctionCaller {
   const Tokenizer& tokenizer_;
   PromptConfig prompt_;
   NameStyle name_style_;
+  std::optional<Calibration> calibration_;
   std::shared_ptr<const TokenTexts> token_texts_;
   std::shared_ptr<GrammarSource> grammars_;
 };

@@ -27,6 +27,9 @@ JsonValue to_json(const AnswerConfidence& confidence, const CallResult& result,
                   std::string_view query) {
   JsonValue json = JsonValue::object();
   json.set("probability", JsonValue::number(confidence.probability));
+  if (confidence.calibrated) {
+    json.set("calibrated", JsonValue::number(*confidence.calibrated));
+  }
   json.set("no_call", JsonValue::number(confidence.no_call));
   if (confidence.outside) {
     json.set("outside", JsonValue::number(*confidence.outside));
@@ -48,6 +51,9 @@ JsonValue to_json(const AnswerConfidence& confidence, const CallResult& result,
     JsonValue entry = JsonValue::object();
     entry.set("name", JsonValue::string(call.name));
     entry.set("probability", JsonValue::number(call.probability));
+    if (call.calibrated) {
+      entry.set("calibrated", JsonValue::number(*call.calibrated));
+    }
     entry.set("name_probability", JsonValue::number(call.name_probability));
     entry.set("arguments", std::move(arguments));
     calls.items().push_back(std::move(entry));

@@ -23,7 +23,9 @@ CallRequest request_of(const EvalCase& eval_case, const EvaluateOptions& options
           .tools_json = eval_case.tools,
           .max_gen_len = options.max_gen_len,
           .constrain = options.constrain,
-          .grounding = options.grounding};
+          .grounding = options.grounding,
+          .detail = options.confidence ? StepDetail::kConfidence : StepDetail::kNone,
+          .alternatives = 0};
 }
 
 // Before the first answer: tools that no grammar can be made of end no long run in its middle.
@@ -53,7 +55,8 @@ Prediction predict(const FunctionCaller& caller, const EvalCase& eval_case,
           .stop = result.stop,
           .cut_tokens = result.cut_query_tokens + result.cut_tools_tokens,
           .prefill_seconds = result.prefill_seconds,
-          .seconds = seconds_since(start)};
+          .seconds = seconds_since(start),
+          .confidence = std::move(result.confidence)};
 }
 
 // Nearest-rank quantile of sorted values.

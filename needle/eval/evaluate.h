@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ struct EvaluateOptions {
   Grounding grounding = Grounding::kOff;  // with kGrammar
   std::size_t threads = 1;                // requests answered at a time; 0: one per core
   std::size_t keep_failures = 50;
+  bool confidence = false;                // fills Prediction::confidence
   std::function<void(std::size_t done)> on_progress;  // calls take turns, from any thread
 };
 
@@ -33,6 +35,7 @@ struct Prediction {
   std::int64_t cut_tokens = 0;  // of query and tools: they did not fit the prompt
   double prefill_seconds = 0;
   double seconds = 0;  // the whole request
+  std::optional<AnswerConfidence> confidence;  // where it was asked for
 };
 
 struct Predictions {

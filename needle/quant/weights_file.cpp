@@ -399,6 +399,12 @@ void WeightsFileWriter::add_tensor(std::string_view name, std::span<const float>
   }
 }
 
+void WeightsFileWriter::add_section(const WeightsFile& file, const WeightsSection& section) {
+  const std::span<const std::byte> bytes = file.bytes(section);
+  add({.name = section.name, .type = section.type, .shape = section.shape},
+      {bytes.begin(), bytes.end()});
+}
+
 void WeightsFileWriter::add(WeightsSection entry, std::vector<std::byte> bytes) {
   NEEDLE_CHECK(entry.name.size() < kNameBytes, "the section name {} is too long", entry.name);
   for (const Section& section : sections_) {
@@ -446,6 +452,17 @@ void WeightsFileWriter::write(const std::filesystem::path& path) const {
     file.write(std::span<const std::byte>(section.bytes));
   }
   file.commit();
+}
+
+void write_with_config(const WeightsFile& file, const Json& config,
+                       const std::filesystem::path& path) {
+  WeightsFileWriter writer(file.model_config(), config);
+  for (const WeightsSection& section : file.sections()) {
+    if (section.name != kConfigSection) {
+      writer.add_section(file, section);
+    }
+  }
+  writer.write(path);
 }
 
 }  // namespace needle

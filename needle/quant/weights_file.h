@@ -103,6 +103,10 @@ class WeightsFileWriter {
   // finite.
   void add_tensor(std::string_view name, std::span<const float> values, WeightEncoding encoding);
 
+  // A section as it lies in another file. The tensors of expected_tensors() have that file's
+  // shapes.
+  void add_section(const WeightsFile& file, const WeightsSection& section);
+
   // Throws needle::Error if a tensor is missing, FileError if the system refuses.
   void write(const std::filesystem::path& path) const;
 
@@ -116,5 +120,10 @@ class WeightsFileWriter {
   std::map<std::string, std::vector<std::int64_t>, std::less<>> shapes_;
   std::vector<Section> sections_;
 };
+
+// The same file with another "config" section, whose member "model" must be the same. `path` may be
+// the file's own: it is replaced at once, and what is mapped stays readable.
+void write_with_config(const WeightsFile& file, const Json& config,
+                       const std::filesystem::path& path);
 
 }  // namespace needle

@@ -1,5 +1,6 @@
 #include "needle/runtime/loaded_model.h"
 
+#include <optional>
 #include <utility>
 
 #include "needle/core/error.h"
@@ -21,13 +22,15 @@ Tokenizer read_tokenizer(const WeightsFile& file) {
   return tokenizer;
 }
 
-PromptConfig read_prompt_config(const WeightsFile& file) {
-  if (!file.config().contains("prompt")) {
+// A member of the file's config; nothing if it has none of that name.
+template <typename T>
+std::optional<T> read_member(const WeightsFile& file, const char* name) {
+  if (!file.config().contains(name)) {
     return {};
   }
   try {
-    return from_json<PromptConfig>(file.config().at("prompt"),
-                                   file.path().string() + " (config.prompt)");
+    return from_json<T>(file.config().at(name),
+                        format("{} (config.{})", file.path().string(), name));
   } catch (const ConfigError& error) {  // the file is at fault, not the user's settings
     throw FormatError(error.what());
   }
@@ -42,15 +45,17 @@ Numerics usable(Numerics wanted) {
 struct LoadedModel::Impl {
   Impl(std::shared_ptr<const WeightsFile> file, const LoadOptions& options)
       : tokenizer(read_tokenizer(*file)),
-        prompt(read_prompt_config(*file)),
+        prompt(read_member<PromptConfig>(*file, "prompt").value_or(PromptConfig{})),
+        calibration(read_member<Calibration>(*file, "calibration")),
         config(file->config()),
         file_bytes(file->size_bytes()),
         engine(Model::load(std::move(file), usable(options.numerics)),
                {.threads = options.threads}),
-        caller(engine, tokenizer, prompt) {}
+        caller(engine, tokenizer, prompt, NameStyle::kUnique, calibration) {}
 
   Tokenizer tokenizer;
   PromptConfig prompt;
+  std::optional<Calibration> calibration;
   Json config;
   std::uint64_t file_bytes;
   RuntimeEngine engine;

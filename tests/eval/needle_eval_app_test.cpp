@@ -12,6 +12,7 @@
 #include "needle/core/format.h"
 #include "needle/core/json.h"
 #include "needle/eval/compare.h"
+#include "needle/runtime/loaded_model.h"
 
 #include "tests/support/golden.h"
 
@@ -172,6 +173,24 @@ TEST(NeedleEvalIntegrationTest, AWeightsFileAnswersAsItsCheckpoint) {
   const Json report = parse_json(alone.out, "output").at("models").at(0).at("report");
   EXPECT_GE(report.at("strict").at("exact_match").get<double>(), 0.9);
   EXPECT_GT(report.at("speed").at("tokens_per_second").get<double>(), 0.0);
+
+  const std::string fitted = (folder / "calibrated.needle").string();
+  const Outcome calibrated = needle_eval(
+      {"calibrate", "--model", weights, "--data", examples(), "-o", fitted, "--json"});
+  ASSERT_EQ(calibrated.exit_code, 0) << calibrated.err;
+  const Json fit = parse_json(calibrated.out, "output");
+  EXPECT_GT(fit.at("calibration").at("call").at("examples").get<int>(), 0);
+  EXPECT_EQ(fit.at("answers").at("examples"), report.at("strict").at("examples"));
+  const Outcome same_answers =
+      needle_eval({"compare", weights, fitted, "--data", examples(), "--min-agreement", "100"});
+  EXPECT_EQ(same_answers.exit_code, 0) << "only the meaning of confidence is new";
+  const auto loaded = runtime::LoadedModel::load(fitted);
+  const CallResult result = loaded.call({.query = "wake me at 7",
+                                         .tools_json = R"([{"name":"set_alarm","parameters":{}}])",
+                                         .detail = StepDetail::kConfidence});
+  ASSERT_TRUE(result.confidence && result.confidence->calibrated);
+  EXPECT_GT(*result.confidence->calibrated, 0.0);
+  EXPECT_LT(*result.confidence->calibrated, 1.0);
 }
 
 TEST(NeedleEvalIntegrationTest, PerplexityAndRetrievalOfACheckpoint) {

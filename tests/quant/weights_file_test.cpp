@@ -115,6 +115,24 @@ TEST_F(WeightsFileTest, RoundTripsConfigTokenizerAndTensors) {
   }
 }
 
+TEST_F(WeightsFileTest, AnotherConfigLeavesTheRestAsItIs) {
+  const WeightsFile before(path_);
+  Json config = before.config();
+  config["calibration"] = {{"data", "rows.jsonl"}};
+  write_with_config(before, config, path_);  // in place
+  const WeightsFile after(path_);
+  EXPECT_EQ(after.config(), config);
+  EXPECT_NE(after.config(), before.config()) << "the old map stays readable";
+  ASSERT_EQ(after.sections().size(), before.sections().size());
+  for (std::size_t i = 1; i < after.sections().size(); ++i) {
+    EXPECT_EQ(after.sections()[i].name, before.sections()[i].name);
+    EXPECT_TRUE(std::ranges::equal(after.bytes(after.sections()[i]),
+                                   before.bytes(before.sections()[i])));
+  }
+  config["model"]["d_model"] = 32;
+  EXPECT_THROW(write_with_config(before, config, folder_ / "other.needle"), Error);
+}
+
 TEST_F(WeightsFileTest, ReleasedShapeFitsFourteenAndAHalfMegabytes) {
   const ModelConfig released;
   std::uint64_t bytes = 64 + 128 * 2;
