@@ -15,6 +15,8 @@ inline int run_command(CLI::App& app, int argc, char** argv) {
   const int failure = run_main([&] {
     try {
       app.parse(argc, argv);
+    } catch (const CLI::RuntimeError& error) {  // a code of a program that this one started
+      usage = error.get_exit_code();
     } catch (const CLI::ParseError& error) {
       usage = app.exit(error) == 0 ? 0 : 2;
     }

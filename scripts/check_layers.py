@@ -32,7 +32,7 @@ SOURCES = {".h", ".cpp", ".cc", ".hpp"}
 
 # Headers of other packages -> the libraries that may include them; whoever is not named here may not.
 PACKAGES = [
-    (re.compile(r"(torch|ATen|c10|caffe2)/"), SEES_TORCH, "LibTorch"),
+    (re.compile(r"(torch|ATen|c10|caffe2|gloo)/"), SEES_TORCH, "LibTorch"),
     (re.compile(r"(spdlog|fmt)/"), {"core"}, "spdlog and fmt: use needle/core/log.h and format.h"),
     (re.compile(r"sentencepiece"), {"text"}, "SentencePiece"),
     # train downloads the released weights

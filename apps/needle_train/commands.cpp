@@ -10,7 +10,9 @@
 #include "needle/core/fields.h"
 #include "needle/train/bench.h"
 #include "needle/train/finetune.h"
+#include "needle/train/launcher.h"
 #include "needle/train/pretrain.h"
+#include "needle/train/rank_environment.h"
 #include "needle/train/run_config.h"
 #include "needle/train/stop_signal.h"
 
@@ -33,8 +35,18 @@ void add_run_options(CLI::App& command, Options& options, bool& json) {
   command.add_flag("--json", json, "Print records and results as JSON lines");
 }
 
+// Starts the ranks if they were asked for and this process is not one of them.
+void launch_if_asked(const LaunchFlags& launch) {
+  if (launch.ranks > 1 && rank_environment().world == 1) {
+    throw CLI::RuntimeError(launch_ranks({.ranks = launch.ranks,
+                                          .max_restarts = launch.max_restarts,
+                                          .command = launch.command}));
+  }
+}
+
 template <typename Options>
 void watch(Options& options, const StopSignal& stop, bool json) {
+  options.environment = rank_environment();
   options.should_stop = [&stop] { return stop.requested(); };
   if (json) {
     options.on_record = print_line;
@@ -67,6 +79,9 @@ void run_pretrain(PretrainOptions options, bool json) {
   const StopSignal stop;
   watch(options, stop, json);
   const PretrainResult result = pretrain(options);
+  if (!result.is_first) {
+    return;
+  }
   if (options.dry_run) {
     json ? print_line(result.plan.to_json()) : void(std::cout << result.plan.text() << std::endl);
   } else if (json) {
@@ -83,6 +98,9 @@ void run_finetune(FinetuneOptions options, bool yes, bool json) {
   watch(options, stop, json);
   options.confirm = [yes](const std::string& question) { return yes || ask_on_terminal(question); };
   const FinetuneResult result = finetune(options);
+  if (!result.is_first) {
+    return;
+  }
   if (options.dry_run) {
     json ? print_line(result.plan.to_json()) : void(std::cout << result.plan.text() << std::endl);
   } else if (json) {
@@ -118,6 +136,9 @@ void run_config_command(const ConfigCommandOptions& options) {
 
 void run_bench(const TrainBenchOptions& options, bool json) {
   const TrainBenchResult result = train_bench(options);
+  if (options.environment.rank > 0) {
+    return;
+  }
   if (json) {
     print_line(result.to_json());
     return;
@@ -134,7 +155,16 @@ void run_bench(const TrainBenchOptions& options, bool json) {
 
 }  // namespace
 
-void add_pretrain_command(CLI::App& app) {
+void add_launch_options(CLI::App& app, LaunchFlags& launch) {
+  app.add_option("--nproc", launch.ranks,
+                 "Train in so many processes on this host, which share every batch")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--max-restarts", launch.max_restarts,
+                 "With --nproc: so often start all again from the newest checkpoint when one fails")
+      ->check(CLI::Range(0, 1000000));
+}
+
+void add_pretrain_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<PretrainOptions>();
   auto json = std::make_shared<bool>(false);
   auto* command = app.add_subcommand("pretrain", "Train a base model from a run config");
@@ -153,10 +183,14 @@ void add_pretrain_command(CLI::App& app) {
       "  needle-train pretrain pretrain --data text.jsonl.gz --set train.time_budget_s=600 \\\n"
       "      --set 'tokenizer.texts=[\"text.jsonl.gz\",\"calls.jsonl\"]'\n"
       "  needle-train pretrain my.json --resume");
-  command->callback([options, json] { run_pretrain(*options, *json); });
+  add_launch_options(*command, *launch);
+  command->callback([options, json, launch] {
+    launch_if_asked(*launch);
+    run_pretrain(*options, *json);
+  });
 }
 
-void add_finetune_command(CLI::App& app) {
+void add_finetune_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<FinetuneOptions>();
   auto json = std::make_shared<bool>(false);
   auto yes = std::make_shared<bool>(false);
@@ -193,7 +227,11 @@ void add_finetune_command(CLI::App& app) {
       "train.epochs=12\n"
       "  needle-train finetune rows.jsonl --checkpoint needle.pkl --tokenizer needle.model "
       "--dry-run");
-  command->callback([options, json, yes] { run_finetune(*options, *yes, *json); });
+  add_launch_options(*command, *launch);
+  command->callback([options, json, yes, launch] {
+    launch_if_asked(*launch);
+    run_finetune(*options, *yes, *json);
+  });
 }
 
 void add_config_command(CLI::App& app) {
@@ -212,7 +250,7 @@ void add_config_command(CLI::App& app) {
   command->callback([options] { run_config_command(*options); });
 }
 
-void add_bench_command(CLI::App& app) {
+void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<TrainBenchOptions>();
   auto json = std::make_shared<bool>(false);
   auto* command =
@@ -235,7 +273,12 @@ void add_bench_command(CLI::App& app) {
       "OMP_NUM_THREADS sets the threads. Examples:\n"
       "  needle-train bench --config tiny\n"
       "  needle-train bench --config pack4 --set train.compute_dtype=float32 --json");
-  command->callback([options, json] { run_bench(*options, *json); });
+  add_launch_options(*command, *launch);
+  command->callback([options, json, launch] {
+    launch_if_asked(*launch);
+    options->environment = rank_environment();
+    run_bench(*options, *json);
+  });
 }
 
 }  // namespace needle

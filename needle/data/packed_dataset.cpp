@@ -188,8 +188,8 @@ std::int64_t PackedDataset::row_target_tokens(std::int64_t row) const {
   return row_lengths(data_->arrays, row).decoder;
 }
 
-void PackedDataset::fill_batch(std::span<const std::int64_t> rows, Batch& batch,
-                               const BatchShape& shape) const {
+BatchLengths PackedDataset::batch_lengths(std::span<const std::int64_t> rows,
+                                          const BatchShape& shape) const {
   NEEDLE_CHECK(!rows.empty(), "a batch of no rows");
   NEEDLE_CHECK(shape.multiple >= 1, "multiple is {}", shape.multiple);
   const Data& data = *data_;
@@ -201,11 +201,27 @@ void PackedDataset::fill_batch(std::span<const std::int64_t> rows, Batch& batch,
     longest.decoder = std::max(longest.decoder, lengths.decoder);
   }
   const auto& info = data.info;
+  BatchLengths lengths{.enc_len = info.max_enc_len, .dec_len = info.max_dec_len};
+  if (!shape.full_length) {
+    lengths = {.enc_len = round_up(longest.source, shape.multiple, info.max_enc_len),
+               .dec_len = round_up(longest.decoder, shape.multiple, info.max_dec_len)};
+  }
+  NEEDLE_CHECK((shape.enc_len == 0 || shape.enc_len >= longest.source) &&
+                   (shape.dec_len == 0 || shape.dec_len >= longest.decoder),
+               "rows of {} + {} tokens in a batch of {} + {}", longest.source, longest.decoder,
+               shape.enc_len, shape.dec_len);
+  return {.enc_len = shape.enc_len > 0 ? shape.enc_len : lengths.enc_len,
+          .dec_len = shape.dec_len > 0 ? shape.dec_len : lengths.dec_len};
+}
+
+void PackedDataset::fill_batch(std::span<const std::int64_t> rows, Batch& batch,
+                               const BatchShape& shape) const {
+  const Data& data = *data_;
+  const auto& info = data.info;
+  const BatchLengths lengths = batch_lengths(rows, shape);
   batch.rows = static_cast<std::int64_t>(rows.size());
-  batch.enc_len = shape.full_length ? info.max_enc_len
-                                    : round_up(longest.source, shape.multiple, info.max_enc_len);
-  batch.dec_len = shape.full_length ? info.max_dec_len
-                                    : round_up(longest.decoder, shape.multiple, info.max_dec_len);
+  batch.enc_len = lengths.enc_len;
+  batch.dec_len = lengths.dec_len;
   const auto enc_size = static_cast<std::size_t>(batch.rows * batch.enc_len);
   const auto dec_size = static_cast<std::size_t>(batch.rows * batch.dec_len);
   batch.source.assign(enc_size, kPadId);

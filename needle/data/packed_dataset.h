@@ -55,6 +55,15 @@ struct BatchShape {
   std::int64_t multiple =
       8;  // the longest row of the batch, rounded up (never above the data set's limits)
   bool full_length = false;  // always max_enc_len and max_dec_len, as the reference does
+  // Above 0: exactly these, at least as long as every row; for parts of a larger batch.
+  std::int64_t enc_len = 0;
+  std::int64_t dec_len = 0;
+};
+
+// The padded lengths of a batch.
+struct BatchLengths {
+  std::int64_t enc_len = 0;
+  std::int64_t dec_len = 0;
 };
 
 // Immutable, cheap to copy (shared). Safe to use from several threads.
@@ -77,6 +86,10 @@ class PackedDataset {
   void fill_batch(std::span<const std::int64_t> rows, Batch& batch,
                   const BatchShape& shape = {}) const;
   Batch batch(std::span<const std::int64_t> rows, const BatchShape& shape = {}) const;
+
+  // What a batch of these rows would be padded to.
+  BatchLengths batch_lengths(std::span<const std::int64_t> rows,
+                             const BatchShape& shape = {}) const;
 
   // One example as it was encoded (its `row` is the row number in the input).
   EncodedExample example(std::int64_t index) const;

@@ -60,6 +60,7 @@ Json TrainBenchResult::to_json() const {
   return {{"peer", "needle"},
           {"config", config},
           {"compute_dtype", compute_dtype},
+          {"ranks", ranks},
           {"tokens_per_s", tokens_per_second},
           {"ms_step", step_ms},
           {"ms_step_min", step_ms_min},
@@ -109,29 +110,57 @@ Batch train_bench_batch(const TrainBenchCase& shape, std::uint64_t seed) {
   return batch;
 }
 
+// Rows [first, last) of a batch.
+Batch rows_of(const Batch& batch, std::int64_t first, std::int64_t last) {
+  Batch part{.rows = last - first, .enc_len = batch.enc_len, .dec_len = batch.dec_len};
+  const auto take = [&](auto& to, const auto& from, std::int64_t length) {
+    if (!from.empty()) {
+      to.assign(from.begin() + first * length, from.begin() + last * length);
+    }
+  };
+  take(part.source, batch.source, batch.enc_len);
+  take(part.decoder_in, batch.decoder_in, batch.dec_len);
+  take(part.target, batch.target, batch.dec_len);
+  take(part.source_segments, batch.source_segments, batch.enc_len);
+  take(part.decoder_segments, batch.decoder_segments, batch.dec_len);
+  return part;
+}
+
 TrainBenchResult train_bench(const TrainBenchOptions& options) {
   if (options.steps < 1) {
     throw ConfigError(format("bench: {} steps: give 1 or more", options.steps));
   }
   const TrainBenchCase shape = train_bench_case(options.config);
-  const RunConfig config = bench_config(shape, options);
-  const std::array batches{train_bench_batch(shape, config.train.seed)};
+  RunConfig config = bench_config(shape, options);
+  const auto ranks = join_ranks(config, options.environment);
+  const Batch whole = train_bench_batch(shape, config.train.seed);
+  const RankEnvironment& env = options.environment;
+  const std::array batches{
+      rows_of(whole, env.rank * whole.rows / env.world, (env.rank + 1) * whole.rows / env.world)};
+  NEEDLE_CHECK(batches.front().rows > 0, "{} rows for {} ranks", whole.rows, env.world);
+  const StepCounts counts{.target_tokens = whole.target_tokens(),
+                          .positions = whole.rows * whole.dec_len};
   Needle model = make_model(config);
   place_model(model, config.train);
   if (!options.dump.empty()) {
-    dump(options.dump, model, batches.front());
+    dump(options.dump, model, whole);
   }
   const torch::Device device = model->embedding->weight.device();
-  Optimizer optimizer(model, config.optimizer, options.steps + 1);
-  TrainStep step(model, optimizer, config.step, device, config.train.seed);
+  const auto replicas = ranks ? std::make_unique<DataParallel>(*ranks, model) : nullptr;
+  Optimizer optimizer = replicas
+                            ? replicas->make_optimizer(config.optimizer, options.steps + 1)
+                            : Optimizer(model, config.optimizer, options.steps + 1);
+  TrainStep step(model, optimizer, config.step, device, config.train.seed,
+                 static_cast<std::uint64_t>(env.rank), replicas.get());
 
   TrainBenchResult result{.config = options.config,
-                          .compute_dtype = c10::toString(model->compute_dtype())};
-  result.loss = step.run(0, batches).loss;
+                          .compute_dtype = c10::toString(model->compute_dtype()),
+                          .ranks = env.world};
+  result.loss = step.run(0, batches, nullptr, &counts).loss;
   std::vector<double> times_ms;
   for (std::int64_t i = 1; i <= options.steps; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    step.run(i, batches);
+    step.run(i, batches, nullptr, &counts);
     synchronize(device);
     const std::chrono::duration<double, std::milli> elapsed =
         std::chrono::steady_clock::now() - start;

@@ -10,6 +10,7 @@
 #include "needle/core/json.h"
 #include "needle/data/batch.h"
 #include "needle/quant/model_config.h"
+#include "needle/train/rank_environment.h"
 
 namespace needle {
 
@@ -22,11 +23,13 @@ struct TrainBenchOptions {
   // Writes weights.safetensors (as a checkpoint) and batch.safetensors there before the first step;
   // empty: no.
   std::filesystem::path dump;
+  RankEnvironment environment;  // several ranks share the rows of each step
 };
 
 struct TrainBenchResult {
   std::string config;
   std::string compute_dtype;
+  std::int64_t ranks = 1;
   double tokens_per_second = 0.0;  // source and decoder positions, padding included
   double step_ms = 0.0;            // median
   double step_ms_min = 0.0;

@@ -29,7 +29,8 @@ fs::path released_weights(const FinetuneOptions& options) {
     return found->weights;
   }
   const std::string url = released_weights_url();
-  if (is_offline() || !options.confirm ||
+  const bool alone = options.environment.world == 1;  // several would each download
+  if (is_offline() || !alone || !options.confirm ||
       !options.confirm(format("Download the released weights ({}, 53 MB) into {}?", url, folder))) {
     throw ConfigError(format(
         "no model to start from: {} holds no needle.pkl and nothing was downloaded. Give "
@@ -97,16 +98,27 @@ RunConfig make_config(const FinetuneOptions& options, const std::optional<SavedM
 // Answers to the test split, constrained as served; written to `saved`, too.
 CallReport evaluate_on_test(Needle model, const Tokenizer& tokenizer, const RunConfig& config,
                             std::span<const CallExample> test, const std::string& title,
-                            const fs::path& saved) {
+                            const fs::path& saved, Ranks* ranks) {
   const std::vector<EvalCase> cases = to_eval_cases(test);
-  Progress progress(title, cases.size(), "queries");
+  const bool speaks = ranks == nullptr || ranks->is_first();
+  std::optional<Progress> progress;
+  if (speaks) {
+    progress.emplace(title, cases.size() / static_cast<std::size_t>(ranks ? ranks->world() : 1),
+                     "queries");
+  }
   const ModelEngine engine(model);
   const FunctionCaller caller(engine, tokenizer, serving_prompt(config));
   const EvaluateOptions options{.max_gen_len = config.validate.max_gen_len,
                                 .threads = static_cast<std::size_t>(config.validate.threads),
-                                .on_progress = [&](std::size_t done) { progress.set(done); }};
-  const Predictions predictions = predict_calls(caller, cases, options);
-  write_predictions(saved, saved_predictions(cases, predictions));
+                                .on_progress = [&](std::size_t done) {
+                                  if (progress) {
+                                    progress->set(done);
+                                  }
+                                }};
+  const Predictions predictions = predict_on_ranks(caller, cases, options, ranks);
+  if (speaks) {
+    write_predictions(saved, saved_predictions(cases, predictions));
+  }
   return score_predictions(cases, predictions);
 }
 
@@ -119,29 +131,24 @@ std::string deciding_score(std::span<const CallExample> validation) {
   return any_single ? "single_call_f1" : "exact_match";
 }
 
-void announce_evaluation(const FinetuneOptions& options, const std::string& name,
-                         const CallReport& report) {
+void announce_evaluation(const FinetuneOptions& options, const Ranks* ranks,
+                         const std::string& name, const CallReport& report) {
   log_info("{}: exact match {:.1f} %, call F1 {:.3f}", name, 100.0 * report.strict.exact.ratio(),
            report.strict.calls.f1());
-  if (options.on_record) {
+  if (options.on_record && (ranks == nullptr || ranks->is_first())) {
     options.on_record({{"kind", "evaluation"}, {"model", name}, {"report", to_json(report)}});
   }
 }
 
-}  // namespace
-
-FinetuneResult finetune(const FinetuneOptions& options) {
-  if (!fs::exists(options.data)) {  // said before anything is downloaded for it
-    throw FileError(format("{}: no such file; expected JSONL rows", options.data));
-  }
-  const std::optional<SavedModel> base = load_base(options);
-  RunConfig config = make_config(options, base);
-  check_run_folder(config.output, options.resume);
+FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, RunConfig config,
+                           const FinetuneOptions& options) {
+  const bool resume = options.resume || options.environment.restarts > 0;
+  check_run_folder(config.output, resume);
   const FinetuneData examples =
       read_finetune_data(options.data, config.split, config.data.rows.skip_bad_rows);
 
   const Tokenizer tokenizer =
-      base ? base->tokenizer : make_tokenizer(config, config.data.train, options.resume);
+      base ? base->tokenizer : make_tokenizer(config, config.data.train, resume, ranks);
   config.model.vocab_size = tokenizer.vocab_size();
   config.tokenizer.train.vocab_size = tokenizer.vocab_size();
   const RunData data = make_run_data(config, tokenizer, examples.train, examples.validation);
@@ -151,11 +158,12 @@ FinetuneResult finetune(const FinetuneOptions& options) {
   TrainerHooks hooks{.validate = {},
                      .best_score = deciding_score(examples.validation),
                      .should_stop = options.should_stop,
-                     .on_record = options.on_record};
+                     .on_record = options.on_record,
+                     .ranks = ranks};
   if (!examples.validation.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
       return validate(model, device, tokenizer, serving_prompt(config), data.validation,
-                      config.validate);
+                      config.validate, ranks);
     };
   }
   Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));
@@ -166,17 +174,18 @@ FinetuneResult finetune(const FinetuneOptions& options) {
                         .test_examples = static_cast<std::int64_t>(examples.test.size()),
                         .table = {},
                         .bundle = {},
-                        .config = config};
+                        .config = config,
+                        .is_first = ranks == nullptr || ranks->is_first()};
   if (options.dry_run) {
     return result;
   }
   fs::create_directories(config.output);
   if (base) {  // before resume(), which changes the model
     result.base = evaluate_on_test(model, tokenizer, config, examples.test, "base",
-                                   config.output / "base_answers.jsonl");
-    announce_evaluation(options, "base", *result.base);
+                                   config.output / "base_answers.jsonl", ranks);
+    announce_evaluation(options, ranks, "base", *result.base);
   }
-  if (options.resume) {
+  if (resume) {
     trainer.resume();
   }
   result.summary = trainer.run();
@@ -184,10 +193,13 @@ FinetuneResult finetune(const FinetuneOptions& options) {
   SavedModel best = load_saved_model(result.summary.best_checkpoint);
   place_model(best.model, config.train);
   result.finetuned = evaluate_on_test(best.model, best.tokenizer, config, examples.test,
-                                      "finetuned", config.output / "finetuned_answers.jsonl");
-  announce_evaluation(options, "finetuned", result.finetuned);
+                                      "finetuned", config.output / "finetuned_answers.jsonl", ranks);
+  announce_evaluation(options, ranks, "finetuned", result.finetuned);
   result.table = comparison_text(result.base, result.finetuned, /*markdown=*/false);
   result.bundle = config.output / "bundle";
+  if (!result.is_first) {
+    return result;
+  }
   write_bundle(result.bundle,
                {.model = best,
                 .data = examples,
@@ -196,6 +208,19 @@ FinetuneResult finetune(const FinetuneOptions& options) {
                 .finetuned = result.finetuned,
                 .base_name = base ? base->source.string() : "none (trained from scratch)"});
   return result;
+}
+
+}  // namespace
+
+FinetuneResult finetune(const FinetuneOptions& options) {
+  if (!fs::exists(options.data)) {  // said before anything is downloaded for it
+    throw FileError(format("{}: no such file; expected JSONL rows", options.data));
+  }
+  const std::optional<SavedModel> base = load_base(options);
+  RunConfig config = make_config(options, base);
+  const auto ranks = join_ranks(config, options.environment);
+  return with_failure_report(ranks.get(),
+                             [&] { return finetune_on(ranks.get(), base, config, options); });
 }
 
 }  // namespace needle

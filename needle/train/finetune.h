@@ -27,6 +27,7 @@ struct FinetuneOptions {
   bool resume = false;
   bool dry_run = false;
   std::function<bool(const std::string& question)> confirm;  // asked before a download; empty: no
+  RankEnvironment environment;  // one process unless told otherwise; after a restart: resumes
   std::function<bool()> should_stop;
   std::function<void(const Json& record)> on_record;
 };
@@ -40,6 +41,7 @@ struct FinetuneResult {
   std::string table;             // both side by side, and per tool, as text
   std::filesystem::path bundle;  // checkpoint, tools, splits, report, README
   RunConfig config;
+  bool is_first = true;  // of the ranks: the one that speaks
 };
 
 // Reads and checks the data, splits it per tool, evaluates the base, trains, keeps the checkpoint

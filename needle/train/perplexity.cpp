@@ -30,8 +30,8 @@ torch::Tensor summed_cross_entropy(NeedleImpl& model, const DeviceBatch& batch,
 }  // namespace
 
 PerplexityReport measure_perplexity(Needle model, const torch::Device& device,
-                                    const BatchSource& next_batch,
-                                    std::span<const FakeQuant> modes) {
+                                    const BatchSource& next_batch, std::span<const FakeQuant> modes,
+                                    Ranks* ranks) {
   NEEDLE_CHECK(!modes.empty(), "perplexity under no mode at all");
   const EvalScope evaluation(*model);
   PerplexityReport report;
@@ -45,16 +45,22 @@ PerplexityReport measure_perplexity(Needle model, const torch::Device& device,
       sums.push_back(summed_cross_entropy(*model, on_device, loss_block_rows(device)));
     }
   }
+  auto totals = torch::zeros({static_cast<std::int64_t>(modes.size())}, torch::kFloat64);
+  if (!sums.empty()) {
+    totals = torch::stack(sums).cpu().to(torch::kFloat64).view({-1, totals.size(0)}).sum(0);
+  }
+  if (ranks != nullptr) {
+    auto all = torch::cat(
+        {totals, torch::full({1}, static_cast<double>(report.tokens), torch::kFloat64)});
+    ranks->sum(all);
+    totals = all.narrow(0, 0, totals.size(0));
+    report.tokens = std::llround(all[-1].item<double>());
+  }
   if (report.tokens == 0) {
     throw DataError(
         "perplexity of a data set without a single target token; leave out the "
         "validation or give it rows");
   }
-  const auto totals = torch::stack(sums)
-                          .cpu()
-                          .to(torch::kFloat64)
-                          .view({-1, static_cast<std::int64_t>(modes.size())})
-                          .sum(0);
   for (std::int64_t i = 0; i < totals.size(0); ++i) {
     const double mean = totals[i].item<double>() / static_cast<double>(report.tokens);
     report.perplexity.push_back(std::exp(std::min(mean, 20.0)));

@@ -18,6 +18,7 @@ struct PretrainOptions {
   std::string output;                  // run folder; empty: that of the config
   bool resume = false;
   bool dry_run = false;  // say what would happen, write nothing into the run folder
+  RankEnvironment environment;  // one process unless told otherwise; after a restart: resumes
   std::function<bool()> should_stop;
   std::function<void(const Json& record)> on_record;
 };
@@ -26,6 +27,7 @@ struct PretrainResult {
   RunPlan plan;
   TrainSummary summary;  // empty after a dry run
   RunConfig config;      // as it was in effect
+  bool is_first = true;  // of the ranks: the one that speaks
 };
 
 // Throws ConfigError, DataError, FileError; Interrupted after saving; Error if too many steps had

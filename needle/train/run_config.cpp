@@ -69,7 +69,7 @@ void flatten(const Json& json, const std::string& path,
 // Fields that change what is written, when, or where it is computed, but not what is learned.
 // (Another device or thread count changes rounding; that is the user's choice.)
 bool may_differ(const std::string& field) {
-  constexpr std::array<std::string_view, 12> kFree = {"output",
+  constexpr std::array<std::string_view, 13> kFree = {"output",
                                                       "tokenizer.",
                                                       "data.train",
                                                       "data.validation",
@@ -80,6 +80,7 @@ bool may_differ(const std::string& field) {
                                                       "train.checkpoint_every",
                                                       "train.keep_checkpoints",
                                                       "train.max_bad_steps",
+                                                      "train.rank_",
                                                       "validate."};
   return std::any_of(kFree.begin(), kFree.end(),
                      [&](std::string_view free) { return field.starts_with(free); }) &&
@@ -122,6 +123,10 @@ void RunConfig::check(std::string_view where) const {
           "0 or more, below 1");
   require(train.time_budget_s >= 0.0, where, "train.time_budget_s", train.time_budget_s,
           "0 or more seconds");
+  require(train.rank_silence_s >= 1.0, where, "train.rank_silence_s", train.rank_silence_s,
+          "1 second or more");
+  require(train.rank_progress_s >= 1.0, where, "train.rank_progress_s", train.rank_progress_s,
+          "1 second or more");
   require(validate.max_seconds >= 0.0, where, "validate.max_seconds", validate.max_seconds,
           "0 or more seconds");
 }

@@ -58,8 +58,18 @@ struct DataConfig {
   }
 };
 
+// What batch_size counts when several ranks train together.
+enum class BatchScope { kGlobal, kRank };
+inline constexpr EnumNames<BatchScope, 2> kBatchScopeNames{
+    {{{BatchScope::kGlobal, "global"}, {BatchScope::kRank, "rank"}}}};
+template <>
+struct EnumTable<BatchScope> {
+  static constexpr const auto& value = kBatchScopeNames;
+};
+
 struct TrainConfig {
   std::int64_t batch_size = 32;
+  BatchScope batch_scope = BatchScope::kGlobal;
   std::int64_t grad_accumulation = 1;
   std::int64_t epochs = 1;
   std::int64_t max_steps = 0;
@@ -75,11 +85,17 @@ struct TrainConfig {
   std::int64_t keep_checkpoints = 3;
   std::int64_t validate_every = 0;
   std::int64_t max_bad_steps = 10;
+  double rank_silence_s = 30.0;
+  double rank_progress_s = 1800.0;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
     visit("batch_size", self.batch_size,
           "Rows in one forward pass; a packed row holds several examples");
+    visit("batch_scope", self.batch_scope,
+          "Several ranks: global shares batch_size rows out, so that the run learns the same on any "
+          "number of them; rank gives each as many, and as in the reference Adam's peak rate grows "
+          "with their number, Muon's with its root");
     visit("grad_accumulation", self.grad_accumulation,
           "Forward passes whose gradients add up to one step");
     visit("epochs", self.epochs, "Passes over the data");
@@ -108,6 +124,10 @@ struct TrainConfig {
           "Steps between two validations; 0: at the end of each epoch");
     visit("max_bad_steps", self.max_bad_steps,
           "Steps in a row that may be skipped because a number is not finite");
+    visit("rank_silence_s", self.rank_silence_s,
+          "Several ranks: one without a sign of life for so long is given up, and all stop");
+    visit("rank_progress_s", self.rank_progress_s,
+          "Several ranks: one that lives but lets the others wait for so long is given up");
   }
 };
 

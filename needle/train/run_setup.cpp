@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
@@ -71,7 +73,24 @@ std::int64_t estimated_bytes(const ModelConfig& model, const TrainConfig& train,
   return 4 * (state + train.batch_size * (encoder + decoder));
 }
 
+Tokenizer make_own_tokenizer(const RunConfig& config, std::span<const fs::path> texts, bool resume);
+
 }  // namespace
+
+std::unique_ptr<Ranks> join_ranks(RunConfig& config, const RankEnvironment& environment) {
+  config.train.device = device_of_rank(config.train.device, environment);
+  if (environment.rank > 0) {
+    set_log_level(LogLevel::kWarning);
+  }
+  auto ranks = Ranks::join(environment, choose_device(config.train.device),
+                           {.silence_s = config.train.rank_silence_s,
+                            .progress_s = config.train.rank_progress_s});
+  if (ranks) {
+    log_info("{} ranks, started by {}{}", ranks->world(), environment.launcher,
+             environment.restarts > 0 ? format(", restart {}", environment.restarts) : "");
+  }
+  return ranks;
+}
 
 void check_run_folder(const fs::path& folder, bool resume) {
   if (!resume && !CheckpointFolder(folder).list().empty()) {
@@ -81,7 +100,22 @@ void check_run_folder(const fs::path& folder, bool resume) {
   }
 }
 
-Tokenizer make_tokenizer(const RunConfig& config, std::span<const fs::path> texts, bool resume) {
+Tokenizer make_tokenizer(const RunConfig& config, std::span<const fs::path> texts, bool resume,
+                         Ranks* ranks) {
+  if (ranks == nullptr) {
+    return make_own_tokenizer(config, texts, resume);
+  }
+  std::string bytes;
+  if (ranks->is_first()) {
+    bytes = make_own_tokenizer(config, texts, resume).model_bytes();
+  }
+  return Tokenizer::from_bytes(ranks->broadcast(bytes), "the first rank's tokenizer");
+}
+
+namespace {
+
+Tokenizer make_own_tokenizer(const RunConfig& config, std::span<const fs::path> texts,
+                             bool resume) {
   std::vector<std::string> warnings;
   if (const auto checkpoint =
           resume ? CheckpointFolder(config.output).newest_valid(warnings) : std::nullopt) {
@@ -115,6 +149,8 @@ Tokenizer make_tokenizer(const RunConfig& config, std::span<const fs::path> text
   return trained.tokenizer;
 }
 
+}  // namespace
+
 Needle make_model(const RunConfig& config) {
   Needle model(config.model, config.train.dropout);
   init_parameters(model, config.init, derive_seed(config.train.seed, "init"));
@@ -140,7 +176,12 @@ HeldOut hold_out_rows(std::int64_t row_count, std::int64_t count, std::uint64_t 
   return result;
 }
 
-RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer) {
+RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer, Ranks* ranks) {
+  if (ranks != nullptr) {
+    std::optional<RunData> data;
+    ranks->one_per_host_first([&] { data = load_run_data(config, tokenizer); });
+    return std::move(*data);
+  }
   if (config.data.train.empty()) {
     throw ConfigError(
         "data.train is empty: name at least one JSONL file, with --data or in the config");

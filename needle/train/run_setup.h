@@ -2,29 +2,54 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "needle/core/error.h"
 #include "needle/core/json.h"
 #include "needle/data/example.h"
 #include "needle/model/needle.h"
 #include "needle/text/tokenizer.h"
+#include "needle/train/rank_environment.h"
+#include "needle/train/ranks.h"
 #include "needle/train/run_config.h"
 #include "needle/train/trainer.h"
 #include "needle/train/validate.h"
 
 namespace needle {
 
+// Meets the other processes of the run, if `environment` tells of any, and sets config.train.device
+// to this rank's own. Ranks but the first log warnings only. Null: one process.
+std::unique_ptr<Ranks> join_ranks(RunConfig& config, const RankEnvironment& environment);
+
+// `body`; what it throws is told to the other ranks first, so that they stop with this reason. An
+// Interrupted is not: all ranks agreed on it.
+template <typename Body>
+auto with_failure_report(Ranks* ranks, const Body& body) {
+  try {
+    return body();
+  } catch (const Interrupted&) {
+    throw;
+  } catch (const std::exception& error) {
+    if (ranks != nullptr) {
+      ranks->report_failure(error.what());
+    }
+    throw;
+  }
+}
+
 // Throws ConfigError if a run lies there already and is not to be resumed.
 void check_run_folder(const std::filesystem::path& folder, bool resume);
 
 // config.tokenizer.file, or one trained on `texts` (JSONL files) with the model's vocabulary size.
 // A resumed run takes the one it began with. Nothing is written; `texts` empty and no file is a
-// ConfigError.
+// ConfigError. Several ranks: the first one makes it, all get it.
 Tokenizer make_tokenizer(const RunConfig& config, std::span<const std::filesystem::path> texts,
-                         bool resume);
+                         bool resume, Ranks* ranks = nullptr);
 
 // A model of the config's shape and vocabulary with initial parameters.
 Needle make_model(const RunConfig& config);
@@ -43,8 +68,10 @@ struct RunData {
   ValidationData validation;
 };
 
-// The files that config.data names, encoded (or opened, if that was done before).
-RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer);
+// The files that config.data names, encoded (or opened, if that was done before). Several ranks: one
+// of each host encodes, the others open.
+RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer,
+                      Ranks* ranks = nullptr);
 
 // Rows that were read before: finetuning.
 RunData make_run_data(const RunConfig& config, const Tokenizer& tokenizer,

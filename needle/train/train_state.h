@@ -23,6 +23,7 @@ struct TrainState {
   double seconds = 0.0;
   std::optional<double> best_score;
   std::int64_t best_step = 0;
+  std::int64_t ranks = 1;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -38,6 +39,7 @@ struct TrainState {
     visit("seconds", self.seconds, "Time spent in training steps");
     visit("best_score", self.best_score, "Best validation score so far");
     visit("best_step", self.best_step, "Step of the best checkpoint");
+    visit("ranks", self.ranks, "Processes that trained it, at the last checkpoint");
   }
 };
 

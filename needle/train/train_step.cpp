@@ -45,13 +45,15 @@ std::string_view name_of_bad(double value) { return std::isnan(value) ? "nan" : 
 }  // namespace
 
 TrainStep::TrainStep(Needle model, Optimizer& optimizer, const TrainStepConfig& config,
-                     torch::Device device, std::uint64_t seed, std::uint64_t rank)
+                     torch::Device device, std::uint64_t seed, std::uint64_t rank,
+                     DataParallel* replicas)
     : model_(std::move(model)),
       optimizer_(optimizer),
       config_(config),
       device_(device),
       seed_(seed),
-      rank_(rank) {
+      rank_(rank),
+      replicas_(replicas) {
   const auto& [weights, z_loss, contrastive_weight] = config.loss;
   constexpr std::string_view kNotNegative = "0 or more";
   check(weights.structure >= 0.0, "loss.class_weights.structure", weights.structure, kNotNegative);
@@ -75,8 +77,9 @@ bool TrainStep::is_quantized_step(std::int64_t step) const {
 }
 
 StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batches,
-                          const ContrastiveBatch* contrastive) {
-  NEEDLE_CHECK(!micro_batches.empty(), "step {} without a batch", step);
+                          const ContrastiveBatch* contrastive, const StepCounts* counts) {
+  NEEDLE_CHECK(replicas_ != nullptr ? counts != nullptr : !micro_batches.empty(),
+               "step {} without a batch", step);
   StepReport report;
   report.step = step;
   report.lr_adam = optimizer_.lr_adam();
@@ -91,21 +94,33 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
     options.positions += batch.rows * batch.dec_len;
   }
   options.tokens = std::max<std::int64_t>(report.target_tokens, 1);
+  if (counts != nullptr) {
+    options.tokens = std::max<std::int64_t>(counts->target_tokens, 1);
+    options.positions = counts->positions;
+  }
+  const bool with_pairs = contrastive != nullptr && is_contrastive_step(step);
+  const std::int64_t world = replicas_ != nullptr ? replicas_->ranks().world() : 1;
 
   seed_generators(derive_seed(seed_, "dropout", static_cast<std::uint64_t>(step), rank_));
   model_->train();
   const auto& quant = config_.quant;
   const FakeQuantScope quantized(*model_, report.quantized ? quant.kernels : FakeQuant::kNone,
                                  report.quantized ? quant.embedding : FakeQuant::kNone);
-  optimizer_.zero_grad();
+  replicas_ != nullptr ? replicas_->begin_step() : optimizer_.zero_grad();
   auto sums = torch::zeros({4}, torch::TensorOptions().device(device_));  // as in finish()
   for (const Batch& batch : micro_batches) {
     const LossParts parts = text_loss(batch, options);
+    if (replicas_ != nullptr && &batch == &micro_batches.back() && !with_pairs) {
+      replicas_->last_backward_follows();
+    }
     parts.text_loss.backward();
     sums.narrow(0, 0, 3) += torch::stack({parts.text_loss.detach(), parts.cross_entropy, parts.z});
   }
-  if (contrastive != nullptr && is_contrastive_step(step)) {
-    const auto loss = pair_loss(*contrastive);
+  if (with_pairs) {
+    const auto loss = pair_loss(*contrastive) / static_cast<double>(world);
+    if (replicas_ != nullptr) {
+      replicas_->last_backward_follows();
+    }
     (config_.loss.contrastive_weight * loss).backward();
     sums[3] += loss.detach();
     report.contrastive = 0.0;
@@ -129,30 +144,54 @@ torch::Tensor TrainStep::pair_loss(const ContrastiveBatch& host) {
                           model_->log_temp);
 }
 
-void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
-  // The only wait for the device: every number that the host decides on or reports, at once.
+// Every number that the host decides on or reports, at once: the only wait for the device.
+StepTotals TrainStep::totals(const torch::Tensor& sums, const StepReport& report) {
+  if (replicas_ != nullptr) {
+    const auto tokens = torch::tensor({static_cast<float>(report.source_tokens),
+                                       static_cast<float>(report.target_tokens)});
+    return replicas_->finish_backward(torch::cat({sums, tokens.to(device_)}));
+  }
   const auto numbers = torch::cat({sums, optimizer_.grad_norm().to(device_).view({1})}).cpu();
   const auto* number = numbers.const_data_ptr<float>();
-  report.loss = number[0];
-  report.cross_entropy = number[1];
-  report.z = number[2];
+  return {.sums = {number[0], number[1], number[2], number[3],
+                   static_cast<double>(report.source_tokens),
+                   static_cast<double>(report.target_tokens)},
+          .grad_norm = number[4],
+          .bad_ranks = {}};
+}
+
+void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
+  const StepTotals total = totals(sums, report);
+  report.loss = total.sums[0];
+  report.cross_entropy = total.sums[1];
+  report.z = total.sums[2];
   if (report.contrastive) {
-    report.contrastive = number[3];
+    report.contrastive = total.sums[3];
   }
-  report.grad_norm = number[4];
+  report.source_tokens = std::llround(total.sums[4]);
+  report.target_tokens = std::llround(total.sums[5]);
+  report.grad_norm = total.grad_norm;
+  report.stop = total.stop;
   if (!std::isfinite(report.loss)) {
     report.skip_reason = format("the loss is {}", name_of_bad(report.loss));
   } else if (!std::isfinite(report.contrastive.value_or(0.0))) {
     report.skip_reason = format("the contrastive loss is {}", name_of_bad(*report.contrastive));
   } else if (!std::isfinite(report.grad_norm)) {
-    report.skip_reason = format("the gradient norm is {} (first in {})",
-                                name_of_bad(report.grad_norm), first_bad_gradient(model_));
+    report.skip_reason = format(
+        "the gradient norm is {} (first in {})", name_of_bad(report.grad_norm),
+        replicas_ != nullptr ? replicas_->first_bad_gradient() : first_bad_gradient(model_));
   }
   report.skipped = !report.skip_reason.empty();
+  for (std::size_t i = 0; report.skipped && i < total.bad_ranks.size(); ++i) {
+    report.skip_reason += format("{}{}", i == 0 ? ", on rank " : ", ", total.bad_ranks[i]);
+  }
   if (report.skipped) {
-    optimizer_.zero_grad();
-  } else {
-    optimizer_.step(report.grad_norm);
+    replicas_ != nullptr ? replicas_->begin_step() : optimizer_.zero_grad();
+    return;
+  }
+  optimizer_.step(report.grad_norm);
+  if (replicas_ != nullptr) {
+    replicas_->share_parameters();
   }
 }
 

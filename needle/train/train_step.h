@@ -11,6 +11,7 @@
 
 #include "needle/data/batch.h"
 #include "needle/model/needle.h"
+#include "needle/train/data_parallel.h"
 #include "needle/train/loss.h"
 #include "needle/train/optimizer.h"
 
@@ -62,15 +63,23 @@ struct StepReport {
   bool skipped =
       false;  // a loss or gradient was not finite: neither parameters nor optimiser changed
   std::string skip_reason;  // "the loss is nan"
+  bool stop = false;        // some rank wants to stop (DataParallel::want_stop)
 };
 
-// Refers to the model and the optimiser; both must outlive it. Not thread-safe.
+// What the losses of a step are divided by: counts over all ranks and micro-batches.
+struct StepCounts {
+  std::int64_t target_tokens = 0;  // non-pad
+  std::int64_t positions = 0;      // of the decoder, padding included
+};
+
+// Refers to the model, the optimiser and the replicas; all must outlive it. Not thread-safe.
 class TrainStep {
  public:
   // Throws ConfigError on a setting out of range. `seed` and `rank` decide the dropout masks,
-  // together with the step.
+  // together with the step. `replicas`: several ranks share each batch; `optimizer` is then the one
+  // that it made.
   TrainStep(Needle model, Optimizer& optimizer, const TrainStepConfig& config, torch::Device device,
-            std::uint64_t seed, std::uint64_t rank = 0);
+            std::uint64_t seed, std::uint64_t rank = 0, DataParallel* replicas = nullptr);
 
   bool is_contrastive_step(std::int64_t step) const;  // then run() wants a contrastive batch
   bool is_quantized_step(std::int64_t step) const;
@@ -82,14 +91,19 @@ class TrainStep {
   // `contrastive`: null leaves that loss out, also on a contrastive step (a data set without
   // positive tools). Everything random follows from seed, rank and `step` alone. Deterministic on a
   // CPU with one thread. The model is in training mode afterwards. Waits for the device once.
+  // On several ranks: `micro_batches` is this rank's part (none: it has no row of this step),
+  // `counts` is needed, and the report is that of all ranks together, the same on each; retrieval
+  // losses are averaged over ranks. Throws as Ranks.
   StepReport run(std::int64_t step, std::span<const Batch> micro_batches,
-                 const ContrastiveBatch* contrastive = nullptr);
+                 const ContrastiveBatch* contrastive = nullptr,
+                 const StepCounts* counts = nullptr);
 
  private:
   LossParts text_loss(const Batch& host, const TokenLossOptions& options);
   torch::Tensor pair_loss(const ContrastiveBatch& host);
   // sums: text loss, cross-entropy, z, contrastive. Reads them, then updates or skips.
   void finish(const torch::Tensor& sums, StepReport& report);
+  StepTotals totals(const torch::Tensor& sums, const StepReport& report);
 
   Needle model_;
   Optimizer& optimizer_;
@@ -97,6 +111,7 @@ class TrainStep {
   torch::Device device_;
   std::uint64_t seed_;
   std::uint64_t rank_;
+  DataParallel* replicas_;  // null: one process
 };
 
 }  // namespace needle

@@ -30,9 +30,14 @@ NamedTensors cloned(const NamedTensors& tensors) {
   return copies;
 }
 
-SamplerOptions sampler_options(const TrainingData& data, const TrainConfig& train) {
+std::int64_t world_of(const Ranks* ranks) { return ranks != nullptr ? ranks->world() : 1; }
+
+// Of global batches: every rank draws the same rows and takes its slice.
+SamplerOptions sampler_options(const TrainingData& data, const TrainConfig& train,
+                               const Ranks* ranks) {
+  const std::int64_t shares = train.batch_scope == BatchScope::kRank ? world_of(ranks) : 1;
   return {.row_count = static_cast<std::int64_t>(data.rows.size()),
-          .batch_rows = train.batch_size,
+          .batch_rows = train.batch_size * shares,
           .seed = train.seed};
 }
 
@@ -58,10 +63,14 @@ Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, Tra
       hooks_(std::move(hooks)),
       device_(model_->embedding->weight.device()),
       checkpoints_(config.output, config.train.keep_checkpoints),
-      sampler_(sampler_options(data_, config.train)),
+      sampler_(sampler_options(data_, config.train, hooks_.ranks)),
       last_loss_(std::numeric_limits<double>::quiet_NaN()) {
   model_->set_dropout_rate(config_.train.dropout);
   state_.data_hash = data_.hash;
+  state_.ranks = world_of(hooks_.ranks);
+  if (hooks_.ranks != nullptr) {
+    replicas_ = std::make_unique<DataParallel>(*hooks_.ranks, model_);
+  }
   if (config_.step.contrastive_every > 0 && data_.dataset.has_classes()) {
     pairs_.emplace(data_.dataset, ContrastiveOptions{.batch_rows = config_.train.contrastive_rows,
                                                      .seed = config_.train.seed});
@@ -76,12 +85,40 @@ std::int64_t Trainer::steps_per_epoch() const {
   return (sampler_.batches_per_epoch() + accumulation - 1) / accumulation;
 }
 
-bool Trainer::resume() {
+// The reference's rule where every rank adds a batch of its own.
+OptimizerConfig Trainer::optimizer_config() const {
+  OptimizerConfig config = config_.optimizer;
+  if (config_.train.batch_scope == BatchScope::kRank) {
+    const auto world = static_cast<double>(world_of(hooks_.ranks));
+    config.adam.peak_lr *= world;
+    config.muon.peak_lr *= std::sqrt(world);
+  }
+  return config;
+}
+
+// The newest checkpoint that is whole; all ranks take the one that the first finds.
+std::optional<CheckpointRef> Trainer::checkpoint_to_resume() const {
   std::vector<std::string> warnings;
-  const auto checkpoint = checkpoints_.newest_valid(warnings);
+  std::optional<CheckpointRef> checkpoint;
+  if (is_first()) {
+    checkpoint = checkpoints_.newest_valid(warnings);
+  }
   for (const std::string& warning : warnings) {
     log_warning("{}", warning);
   }
+  if (hooks_.ranks != nullptr) {
+    const std::string step =
+        hooks_.ranks->broadcast(checkpoint ? std::to_string(checkpoint->step) : std::string());
+    if (!step.empty()) {
+      const std::int64_t number = std::stoll(step);
+      checkpoint = CheckpointRef{.step = number, .path = checkpoints_.path_of(number)};
+    }
+  }
+  return checkpoint;
+}
+
+bool Trainer::resume() {
+  const auto checkpoint = checkpoint_to_resume();
   if (!checkpoint) {
     log_info("{}: no checkpoint to go on from, the run begins", config_.output);
     return false;
@@ -89,6 +126,16 @@ bool Trainer::resume() {
   const fs::path& folder = checkpoint->path;
   const fs::path config_path = folder / "config.json";
   check_same_run(from_json<RunConfig>(read_json_file(config_path), config_path.string()), config_);
+  load_checkpoint(folder);
+  if (is_first() && state_.best_score && fs::exists(checkpoints_.path_of(state_.best_step))) {
+    checkpoints_.mark_best(
+        state_.best_step);  // a crash may have come between a checkpoint and its mark
+  }
+  log_info("going on from {} (step {} of {})", folder, state_.step, state_.total_steps);
+  return true;
+}
+
+void Trainer::load_checkpoint(const fs::path& folder) {
   const fs::path state_path = folder / "state.json";
   state_ = from_json<TrainState>(read_json_file(state_path), state_path.string());
   if (state_.data_hash != data_.hash) {
@@ -97,27 +144,43 @@ bool Trainer::resume() {
         "back, or begin another run with --output",
         folder));
   }
-  load_model_parameters(model_, folder / "model.safetensors");
-  optimizer_.emplace(model_, config_.optimizer, state_.total_steps);
-  optimizer_->load_state_dict(load_tensors(folder / "optimizer.safetensors"));
-  sampler_ = Sampler(sampler_options(data_, config_.train), state_.sampler);
-  saved_step_ = state_.step;
-  if (state_.best_score && fs::exists(checkpoints_.path_of(state_.best_step))) {
-    checkpoints_.mark_best(
-        state_.best_step);  // a crash may have come between a checkpoint and its mark
+  const std::int64_t world = world_of(hooks_.ranks);
+  if (state_.ranks != world && config_.train.batch_scope == BatchScope::kRank) {
+    throw ConfigError(
+        format("{} was trained by {} processes with train.batch_scope=rank: go on with as many, or "
+               "begin with train.batch_scope=global, which may change their number",
+               folder, state_.ranks));
   }
-  log_info("going on from {} (step {} of {})", folder, state_.step, state_.total_steps);
-  return true;
+  state_.ranks = world;
+  load_model_parameters(model_, folder / "model.safetensors");
+  make_optimizer();
+  const NamedTensors saved = load_tensors(folder / "optimizer.safetensors");
+  optimizer_->load_state_dict(replicas_ ? replicas_->own_part(saved) : saved);
+  sampler_ = Sampler(sampler_options(data_, config_.train, hooks_.ranks), state_.sampler);
+  saved_step_ = state_.step;
+}
+
+void Trainer::make_optimizer() {
+  if (replicas_) {
+    optimizer_.emplace(replicas_->make_optimizer(optimizer_config(), state_.total_steps));
+  } else {
+    optimizer_.emplace(model_, optimizer_config(), state_.total_steps);
+  }
 }
 
 TrainSummary Trainer::run() {
   begin();
   {
-    Progress progress("training", static_cast<std::uint64_t>(state_.total_steps), "steps");
-    progress.set(static_cast<std::uint64_t>(state_.step));
+    std::optional<Progress> progress;
+    if (is_first()) {
+      progress.emplace("training", static_cast<std::uint64_t>(state_.total_steps), "steps");
+      progress->set(static_cast<std::uint64_t>(state_.step));
+    }
     while (state_.step < state_.total_steps) {
-      advance();
-      progress.set(static_cast<std::uint64_t>(state_.step));
+      const bool stop = advance();
+      if (progress) {
+        progress->set(static_cast<std::uint64_t>(state_.step));
+      }
       const bool last = state_.step == state_.total_steps;
       if (hooks_.validate && (last || is_due(config_.train.validate_every))) {
         validate();
@@ -125,19 +188,27 @@ TrainSummary Trainer::run() {
       if (last || is_due(config_.train.checkpoint_every)) {
         save();
       }
-      if (hooks_.should_stop && hooks_.should_stop()) {
+      if (stop || (!replicas_ && hooks_.should_stop && hooks_.should_stop())) {
         save();
+        if (hooks_.ranks != nullptr) {
+          hooks_.ranks->barrier();  // no rank calls saved what the first one could not save
+        }
         throw Interrupted(
             format("stopped after step {} of {}; everything is saved in {}: go on with --resume",
                    state_.step, state_.total_steps, config_.output));
       }
     }
   }
+  if (hooks_.ranks != nullptr) {
+    hooks_.ranks->barrier();  // the last checkpoint is there for all
+  }
   const auto tokens = static_cast<double>(state_.source_tokens + state_.target_tokens);
   const std::vector<CheckpointRef> all = checkpoints_.list();
   const fs::path last = all.empty() ? fs::path() : all.back().path;
   const auto best = checkpoints_.best();
-  write_loss_chart(config_.output, format("Training loss, {}", config_.output.filename()));
+  if (is_first()) {
+    write_loss_chart(config_.output, format("Training loss, {}", config_.output.filename()));
+  }
   return {.steps = state_.step,
           .skipped = state_.skipped_total,
           .last_loss = last_loss_,
@@ -149,16 +220,19 @@ TrainSummary Trainer::run() {
 }
 
 void Trainer::begin() {
-  fs::create_directories(config_.output);
   if (state_.total_steps == 0) {
     state_.total_steps = planned_steps();
   }
   if (!optimizer_) {
-    optimizer_.emplace(model_, config_.optimizer, state_.total_steps);
+    make_optimizer();
   }
-  train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed);
-  write_json_file(config_.output / "config.json", config_json());
-  metrics_.emplace(config_.output, state_.step);
+  train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed,
+                      hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0, replicas_.get());
+  if (is_first()) {
+    fs::create_directories(config_.output);
+    write_json_file(config_.output / "config.json", config_json());
+    metrics_.emplace(config_.output, state_.step);
+  }
 }
 
 std::int64_t Trainer::planned_steps() {
@@ -177,12 +251,16 @@ std::int64_t Trainer::steps_in(double seconds) {
   const auto start = Clock::now();
   double probe_seconds = 0.0;
   {
-    Optimizer optimizer(model_, config_.optimizer, kProbes + 1);
-    TrainStep step(model_, optimizer, config_.step, device_, config_.train.seed);
-    Sampler sampler(sampler_options(data_, config_.train));
+    Optimizer optimizer = replicas_
+                              ? replicas_->make_optimizer(optimizer_config(), kProbes + 1)
+                              : Optimizer(model_, optimizer_config(), kProbes + 1);
+    TrainStep step(model_, optimizer, config_.step, device_, config_.train.seed, /*rank=*/0,
+                   replicas_.get());
+    Sampler sampler(sampler_options(data_, config_.train, hooks_.ranks));
     auto probe_start = Clock::now();
     for (int i = 0; i <= kProbes; ++i) {
-      step.run(i, next_batches(sampler));
+      const StepBatches batches = next_batches(sampler);
+      step.run(i, batches.batches, nullptr, replicas_ ? &batches.counts : nullptr);
       if (i == 0) {
         probe_start = Clock::now();
       }
@@ -191,7 +269,10 @@ std::int64_t Trainer::steps_in(double seconds) {
     optimizer.zero_grad();
   }
   assign_parameters(model_, before, "training");
-  const auto steps = static_cast<std::int64_t>((seconds - seconds_since(start)) / probe_seconds);
+  auto steps = static_cast<std::int64_t>((seconds - seconds_since(start)) / probe_seconds);
+  if (hooks_.ranks != nullptr) {
+    steps = std::stoll(hooks_.ranks->broadcast(std::to_string(steps)));
+  }
   log_info("{:.3f} s a step: {} steps fit into {} s", probe_seconds,
            std::max<std::int64_t>(steps, 1), seconds);
   return std::max<std::int64_t>(steps, 1);
@@ -199,28 +280,57 @@ std::int64_t Trainer::steps_in(double seconds) {
 
 // The micro-batches of one step. They stop at the end of an epoch, so that every epoch has the same
 // steps.
-std::vector<Batch> Trainer::next_batches(Sampler& sampler) const {
-  std::vector<Batch> batches;
+Trainer::StepBatches Trainer::next_batches(Sampler& sampler) const {
+  StepBatches step;
+  std::int64_t taken = 0;
   do {
     std::vector<std::int64_t> rows = sampler.next();
     for (std::int64_t& row : rows) {
       row = data_.rows[static_cast<std::size_t>(row)];
     }
-    batches.push_back(data_.dataset.batch(rows));
-  } while (static_cast<std::int64_t>(batches.size()) < config_.train.grad_accumulation &&
-           !sampler.at_epoch_start());
-  return batches;
+    add_slice(rows, step);
+  } while (++taken < config_.train.grad_accumulation && !sampler.at_epoch_start());
+  return step;
 }
 
-void Trainer::advance() {
+// This rank's rows of a batch, padded as the whole batch would be: padding has a part in the z-loss.
+void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) const {
+  const BatchLengths lengths = data_.dataset.batch_lengths(rows);
+  step.counts.positions += static_cast<std::int64_t>(rows.size()) * lengths.dec_len;
+  for (const std::int64_t row : rows) {
+    step.counts.target_tokens += data_.dataset.row_target_tokens(row);
+  }
+  const auto world = static_cast<std::size_t>(world_of(hooks_.ranks));
+  const auto rank = static_cast<std::size_t>(hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0);
+  const std::size_t first = rank * rows.size() / world;
+  const std::size_t last = (rank + 1) * rows.size() / world;
+  if (first < last) {  // fewer rows than ranks: some have none
+    step.batches.push_back(data_.dataset.batch(
+        rows.subspan(first, last - first),
+        {.enc_len = lengths.enc_len, .dec_len = lengths.dec_len}));
+  }
+}
+
+// Returns whether the ranks agreed to stop.
+bool Trainer::advance() {
   const auto start = Clock::now();
-  const std::vector<Batch> batches = next_batches(sampler_);
+  const StepBatches batches = next_batches(sampler_);
   std::optional<ContrastiveBatch> pairs;
   if (pairs_ && train_step_->is_contrastive_step(state_.step)) {
-    pairs = pairs_->batch(state_.step);
+    const bool own = replicas_ && config_.train.batch_scope == BatchScope::kRank;
+    pairs = pairs_->batch(state_.step, own ? hooks_.ranks->rank() : 0);
   }
-  const StepReport report = train_step_->run(state_.step, batches, pairs ? &*pairs : nullptr);
+  if (replicas_) {
+    replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
+  }
+  const StepReport report =
+      train_step_->run(state_.step, batches.batches, pairs ? &*pairs : nullptr,
+                       replicas_ ? &batches.counts : nullptr);
   note(report, seconds_since(start));
+  if (hooks_.ranks != nullptr) {
+    hooks_.ranks->finished_step();
+  }
+  return report.stop;
 }
 
 void Trainer::note(const StepReport& report, double step_seconds) {
@@ -253,7 +363,9 @@ void Trainer::note(const StepReport& report, double step_seconds) {
                     .skipped_total = state_.skipped_total,
                     .tokens_per_second = static_cast<double>(tokens) / step_seconds,
                     .seconds = state_.seconds};
-  metrics_->write(record);
+  if (metrics_) {
+    metrics_->write(record);
+  }
   if (state_.step % config_.train.log_every == 0 || state_.step == state_.total_steps) {
     record.tokens_per_second = static_cast<double>(tokens_since_log_) / seconds_since_log_;
     seconds_since_log_ = 0.0;
@@ -279,7 +391,9 @@ void Trainer::note(const StepReport& report, double step_seconds) {
 
 void Trainer::validate() {
   const ValidationRecord record{.step = state_.step, .scores = hooks_.validate()};
-  metrics_->write(record);
+  if (metrics_) {
+    metrics_->write(record);
+  }
   log_info("{}", record.console_line());
   announce(record.to_json());
   for (const auto& [name, score] : record.scores) {
@@ -294,7 +408,9 @@ void Trainer::validate() {
       state_.best_score = score;
       state_.best_step = state_.step;
       save();
-      checkpoints_.mark_best(state_.step);
+      if (is_first()) {
+        checkpoints_.mark_best(state_.step);
+      }
     }
   }
 }
@@ -303,13 +419,21 @@ void Trainer::save() {
   if (saved_step_ == state_.step) {
     return;
   }
-  const fs::path path = checkpoints_.save(state_.step, [this](const fs::path& folder) {
+  NamedTensors whole;  // on several ranks each has its part
+  if (replicas_) {
+    replicas_->check_equal_parameters();
+    whole = replicas_->gather_state(*optimizer_);
+  }
+  saved_step_ = state_.step;
+  if (!is_first()) {
+    return;
+  }
+  const fs::path path = checkpoints_.save(state_.step, [&](const fs::path& folder) {
     write_saved_model(folder, model_, tokenizer_, serving_prompt(config_));
-    save_tensors(folder / "optimizer.safetensors", optimizer_->state_dict());
+    save_tensors(folder / "optimizer.safetensors", replicas_ ? whole : optimizer_->state_dict());
     write_json_file(folder / "state.json", to_json(state_));
     write_json_file(folder / "config.json", config_json());
   });
-  saved_step_ = state_.step;
   announce({{"kind", "checkpoint"}, {"step", state_.step}, {"path", path.string()}});
 }
 
@@ -318,7 +442,7 @@ bool Trainer::is_due(std::int64_t every) const {
 }
 
 void Trainer::announce(Json record) const {
-  if (hooks_.on_record) {
+  if (hooks_.on_record && is_first()) {
     hooks_.on_record(record);
   }
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,10 @@
 #include "needle/model/needle.h"
 #include "needle/text/tokenizer.h"
 #include "needle/train/checkpoint_folder.h"
+#include "needle/train/data_parallel.h"
 #include "needle/train/metrics.h"
 #include "needle/train/optimizer.h"
+#include "needle/train/ranks.h"
 #include "needle/train/run_config.h"
 #include "needle/train/train_state.h"
 #include "needle/train/train_step.h"
@@ -40,6 +43,7 @@ struct TrainerHooks {
   std::function<bool()> should_stop;              // asked after every step
   std::function<void(const Json& record)>
       on_record;  // steps that are logged, validations, checkpoints
+  Ranks* ranks = nullptr;  // several processes train; outlives the trainer. Null: one
 };
 
 struct TrainSummary {
@@ -58,6 +62,10 @@ struct TrainSummary {
 // Writes into config.output: checkpoints/ (with everything that a resumed run needs),
 // metrics.jsonl, tensorboard/, loss.svg. On one CPU thread a run that was stopped and resumed, even
 // by kill -9, ends bit-equal to one that was not.
+//
+// On several ranks every rank runs the same trainer over the same data and takes its slice of each
+// batch; the first one writes, records and speaks. Losses and checkpoints are those of one process,
+// to rounding, and any number of ranks may go on (with batch_scope "global").
 class Trainer {
  public:
   // `model` lies on its device already and has its initial parameters. Throws ConfigError if a
@@ -81,8 +89,18 @@ class Trainer {
   void begin();
   std::int64_t planned_steps();
   std::int64_t steps_in(double seconds);
-  std::vector<Batch> next_batches(Sampler& sampler) const;
-  void advance();
+  struct StepBatches {
+    std::vector<Batch> batches;  // this rank's
+    StepCounts counts;           // of all ranks
+  };
+  StepBatches next_batches(Sampler& sampler) const;
+  void add_slice(std::span<const std::int64_t> rows, StepBatches& step) const;
+  std::optional<CheckpointRef> checkpoint_to_resume() const;
+  void load_checkpoint(const std::filesystem::path& folder);
+  void make_optimizer();
+  OptimizerConfig optimizer_config() const;
+  bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
+  bool advance();
   void note(const StepReport& report, double step_seconds);
   void validate();
   void save();
@@ -99,6 +117,7 @@ class Trainer {
   CheckpointFolder checkpoints_;
   Sampler sampler_;
   std::optional<ContrastiveSampler> pairs_;
+  std::unique_ptr<DataParallel> replicas_;  // null: one process
   std::optional<Optimizer> optimizer_;
   std::optional<TrainStep> train_step_;
   std::optional<MetricsWriter> metrics_;

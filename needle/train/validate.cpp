@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <map>
+#include <optional>
+#include <utility>
 
+#include "needle/core/json.h"
 #include "needle/core/progress.h"
 #include "needle/model/model_engine.h"
 #include "needle/train/fake_quant_scope.h"
@@ -20,7 +24,7 @@ std::size_t at_most(std::size_t count, std::int64_t limit) {
 }
 
 void add_perplexity(Needle& model, const torch::Device& device, const ValidationData& data,
-                    const ValidateConfig& config, std::vector<Scalar>& scores) {
+                    const ValidateConfig& config, Ranks* ranks, std::vector<Scalar>& scores) {
   const std::size_t count =
       data.datasets.empty() ? 0 : at_most(data.rows.size(), config.perplexity_rows);
   if (count == 0) {
@@ -28,31 +32,91 @@ void add_perplexity(Needle& model, const torch::Device& device, const Validation
   }
   const std::span<const std::int64_t> rows = std::span(data.rows).first(count);
   const auto batch_rows = static_cast<std::size_t>(config.batch_rows);
-  std::size_t next = 0;
+  // Batches in turn, so that they are the same whatever the number of ranks.
+  const auto world = static_cast<std::size_t>(ranks != nullptr ? ranks->world() : 1);
+  std::size_t next = batch_rows * static_cast<std::size_t>(ranks != nullptr ? ranks->rank() : 0);
   const auto next_batch = [&](Batch& batch) {
-    const std::size_t size = std::min(batch_rows, rows.size() - next);
-    if (size > 0) {
-      data.datasets.front().fill_batch(rows.subspan(next, size), batch);
-      next += size;
+    if (next >= rows.size()) {
+      return false;
     }
-    return size > 0;
+    data.datasets.front().fill_batch(
+        rows.subspan(next, std::min(batch_rows, rows.size() - next)), batch);
+    next += batch_rows * world;
+    return true;
   };
   constexpr std::array kModes = {FakeQuant::kNone, FakeQuant::kInt4};
-  const PerplexityReport report = measure_perplexity(model, device, next_batch, kModes);
+  const PerplexityReport report = measure_perplexity(model, device, next_batch, kModes, ranks);
   scores.emplace_back("perplexity", report.perplexity[0]);
   scores.emplace_back("perplexity_int4", report.perplexity[1]);
 }
 
-CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
-                  std::span<const EvalCase> cases, const ValidateConfig& config) {
-  const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
-  const ModelEngine engine(model);
-  const FunctionCaller caller(engine, tokenizer, prompt);
+Json to_json(const Prediction& prediction) {
+  return {{"text", Json::binary({prediction.text.begin(), prediction.text.end()})},
+          {"ids", prediction.ids},
+          {"stop", static_cast<int>(prediction.stop)},
+          {"cut_tokens", prediction.cut_tokens},
+          {"prefill_seconds", prediction.prefill_seconds},
+          {"seconds", prediction.seconds}};
+}
+
+Prediction prediction_from(const Json& json) {
+  const auto& text = json.at("text").get_binary();
+  return {.text = {text.begin(), text.end()},
+          .ids = json.at("ids").get<std::vector<TokenId>>(),
+          .stop = static_cast<StopReason>(json.at("stop").get<int>()),
+          .cut_tokens = json.at("cut_tokens").get<std::int64_t>(),
+          .prefill_seconds = json.at("prefill_seconds").get<double>(),
+          .seconds = json.at("seconds").get<double>()};
+}
+
+// Of `own`, answers to cases rank, rank + world, ...: those of all ranks in the order of the cases.
+// Cases that a rank ran out of time for are left out of both.
+Predictions exchange(const Predictions& own, Ranks& ranks, std::vector<std::size_t>& answered) {
+  Json list = Json::array();
+  for (const Prediction& prediction : own.items) {
+    list.push_back(to_json(prediction));
+  }
+  const auto bytes = Json::to_cbor({{"items", list}, {"seconds", own.wall_seconds}});
+  std::map<std::size_t, Prediction> by_case;
+  Predictions all;
+  std::size_t rank = 0;
+  for (const std::string& part : ranks.gather({bytes.begin(), bytes.end()})) {
+    const Json json = Json::from_cbor(part);
+    all.wall_seconds = std::max(all.wall_seconds, json.at("seconds").get<double>());
+    std::size_t place = rank++;
+    for (const Json& item : json.at("items")) {
+      by_case[place] = prediction_from(item);
+      place += static_cast<std::size_t>(ranks.world());
+    }
+  }
+  answered.clear();
+  for (auto& [place, prediction] : by_case) {
+    answered.push_back(place);
+    all.items.push_back(std::move(prediction));
+  }
+  return all;
+}
+
+std::vector<EvalCase> share_of(std::span<const EvalCase> cases, const Ranks& ranks) {
+  std::vector<EvalCase> share;
+  for (auto i = static_cast<std::size_t>(ranks.rank()); i < cases.size();
+       i += static_cast<std::size_t>(ranks.world())) {
+    share.push_back(cases[i]);
+  }
+  return share;
+}
+
+// Answers until the time is over; some of the cases at least.
+Predictions answer_in_time(const FunctionCaller& caller, std::span<const EvalCase> cases,
+                           const ValidateConfig& config, bool show_progress) {
   const EvaluateOptions options{.max_gen_len = config.max_gen_len,
                                 .constrain = Constrain::kNone,
                                 .threads = static_cast<std::size_t>(config.threads)};
   Predictions predictions;
-  Progress progress("validation", cases.size(), "queries");
+  std::optional<Progress> progress;
+  if (show_progress) {
+    progress.emplace("validation", cases.size(), "queries");
+  }
   const auto start = std::chrono::steady_clock::now();
   while (predictions.items.size() < cases.size()) {
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
@@ -65,9 +129,31 @@ CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig&
         predict_calls(caller, rest.first(std::min(rest.size(), kQueriesAtATime)), options);
     std::move(part.items.begin(), part.items.end(), std::back_inserter(predictions.items));
     predictions.wall_seconds += part.wall_seconds;
-    progress.set(predictions.items.size());
+    if (progress) {
+      progress->set(predictions.items.size());
+    }
   }
-  return score_predictions(cases.first(predictions.items.size()), predictions);
+  return predictions;
+}
+
+CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
+                  std::span<const EvalCase> cases, const ValidateConfig& config, Ranks* ranks) {
+  const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
+  const ModelEngine engine(model);
+  const FunctionCaller caller(engine, tokenizer, prompt);
+  if (ranks == nullptr) {
+    const Predictions predictions = answer_in_time(caller, cases, config, /*show_progress=*/true);
+    return score_predictions(cases.first(predictions.items.size()), predictions);
+  }
+  const Predictions own =
+      answer_in_time(caller, share_of(cases, *ranks), config, ranks->is_first());
+  std::vector<std::size_t> answered;
+  const Predictions all = exchange(own, *ranks, answered);
+  std::vector<EvalCase> scored;
+  for (const std::size_t place : answered) {
+    scored.push_back(cases[place]);
+  }
+  return score_predictions(scored, all);
 }
 
 }  // namespace
@@ -93,15 +179,24 @@ double single_call_f1(const CallReport& report) {
   return single.calls.f1();
 }
 
+Predictions predict_on_ranks(const FunctionCaller& caller, std::span<const EvalCase> cases,
+                             const EvaluateOptions& options, Ranks* ranks) {
+  if (ranks == nullptr) {
+    return predict_calls(caller, cases, options);
+  }
+  std::vector<std::size_t> answered;
+  return exchange(predict_calls(caller, share_of(cases, *ranks), options), *ranks, answered);
+}
+
 std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
                              const PromptConfig& prompt, const ValidationData& data,
-                             const ValidateConfig& config) {
+                             const ValidateConfig& config, Ranks* ranks) {
   std::vector<Scalar> scores;
-  add_perplexity(model, device, data, config, scores);
+  add_perplexity(model, device, data, config, ranks, scores);
   const std::size_t count = at_most(data.examples.size(), config.generate_rows);
   if (count > 0) {
     const std::vector<EvalCase> cases = to_eval_cases(std::span(data.examples).first(count));
-    const CallReport report = answer(model, tokenizer, prompt, cases, config);
+    const CallReport report = answer(model, tokenizer, prompt, cases, config, ranks);
     scores.emplace_back("exact_match", report.strict.exact.ratio());
     scores.emplace_back("call_f1", report.strict.calls.f1());
     scores.emplace_back("single_call_f1", single_call_f1(report));

@@ -15,6 +15,7 @@
 #include "needle/model/needle.h"
 #include "needle/text/prompt.h"
 #include "needle/text/tokenizer.h"
+#include "needle/train/ranks.h"
 #include "needle/train/tensorboard.h"
 
 namespace needle {
@@ -54,12 +55,16 @@ struct ValidationData {
 EvalCase to_eval_case(const CallExample& example);
 std::vector<EvalCase> to_eval_cases(std::span<const CallExample> examples);
 
+// The answers to all cases, on every rank: each answers its share of them. `ranks` null: all.
+Predictions predict_on_ranks(const FunctionCaller& caller, std::span<const EvalCase> cases,
+                             const EvaluateOptions& options, Ranks* ranks);
+
 // Scores by name: "perplexity", "perplexity_int4"; and of the answers "exact_match", "call_f1",
 // "single_call_f1", "name_f1", "parse_rate". A part without data contributes none. Leaves the model
-// as it was.
+// as it was. Several ranks share the work and come to the same scores.
 std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
                              const PromptConfig& prompt, const ValidationData& data,
-                             const ValidateConfig& config);
+                             const ValidateConfig& config, Ranks* ranks = nullptr);
 
 // Rows whose answer is exactly one call: the figure that the reference keeps its best checkpoint
 // by.

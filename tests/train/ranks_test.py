@@ -1,0 +1,326 @@
+#!/usr/bin/env python3
+"""needle-train in several processes on this host: same losses, resuming, ranks that die or hang.
+
+usage: ranks_test.py BIN_FOLDER [TestClass.test_name ...]
+"""
+import hashlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = ""
+# A rank is given up after so long without a sign of life (train.rank_silence_s), plus two beats of a second each and
+# what a busy machine takes to start and end processes.
+SILENCE_S = 5
+PATIENCE_S = 60
+
+CITIES = "oslo rome lima cairo paris delhi quito accra".split()
+MODEL = {
+    "vocab_size": 340, "d_model": 32, "num_heads": 2, "num_kv_heads": 1, "num_encoder_layers": 1,
+    "num_decoder_layers": 1, "d_ff": 64, "max_seq_len": 512, "contrastive_dim": 8,
+}
+SETTINGS = {
+    "tokenizer.train.num_threads": 1, "data.rows.prompt.max_enc_len": 128, "data.rows.prompt.max_dec_len": 48,
+    "data.validation_rows": 6, "train.device": "cpu", "train.batch_size": 7, "train.grad_accumulation": 2,
+    "train.validate_every": 3, "train.checkpoint_every": 2, "train.log_every": 1, "step.quant.every": 3,
+    "train.max_steps": 8, "validate.batch_rows": 2, "train.rank_silence_s": SILENCE_S,
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tensor_shapes(path):
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    return {name: (info["dtype"], info["shape"]) for name, info in header.items() if name != "__metadata__"}
+
+
+class RanksTest(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.folder = pathlib.Path(self.temporary.name)
+        with open(self.folder / "text.jsonl", "w", encoding="utf-8") as file:
+            for i in range(60):
+                city = CITIES[i % 8]
+                file.write(json.dumps({"query": f"say {city} {i}", "query_seed_text": "towns" if i % 3 else "",
+                                       "synthetic_answer": f"{city} is number {i}"}) + "\n")
+        (self.folder / "micro.json").write_text(json.dumps(MODEL))
+        (self.folder / "config.json").write_text(json.dumps({
+            "model": "micro.json", "tokenizer": {"train": {"json_symbols": ["default"]}},
+            "data": {"rows": {"kind": "pretrain"}}}))
+
+    def command(self, name, *arguments, **settings):
+        settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        words = [PROGRAM, "pretrain", str(self.folder / "config.json"), "--data", str(self.folder / "text.jsonl"),
+                 "-o", str(self.folder / name), "--set", f"data.cache={self.folder / 'cache'}"]
+        for key, value in settings.items():
+            words += ["--set", f"{key}={value}"]
+        return words + list(arguments)
+
+    @staticmethod
+    def environment(**extra):
+        keep = {key: value for key, value in os.environ.items()
+                if not re.match(r"(RANK|WORLD_SIZE|LOCAL_|MASTER_|SLURM_|OMPI_|PMI_|TORCHELASTIC_)", key)}
+        return {**keep, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in extra.items()}}
+
+    def train(self, name, *arguments, **settings):
+        done = subprocess.run(self.command(name, *arguments, **settings), env=self.environment(), timeout=300,
+                              capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stderr
+
+    def start(self, name, *arguments, **settings):
+        process = subprocess.Popen(self.command(name, *arguments, **settings), env=self.environment(),
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(self.end, process)
+        return process
+
+    def start_ranks(self, name, world, variables, **settings):
+        """Ranks that another launcher started: one process each."""
+        port = free_port()
+        processes = []
+        for rank in range(world):
+            env = self.environment(**variables(rank, world, port))
+            process = subprocess.Popen(self.command(name, **settings), env=env, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, text=True)
+            self.addCleanup(self.end, process)
+            processes.append(process)
+        return processes
+
+    @staticmethod
+    def end(process):
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+    def steps(self, name):
+        path = self.folder / name / "metrics.jsonl"
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                pass  # being written
+        return records
+
+    def wait_for_step(self, name, step):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if any(record.get("step", 0) >= step for record in self.steps(name)):
+                return
+            time.sleep(0.02)
+        self.fail(f"{name} did not reach step {step}")
+
+    def children(self, process):
+        """Process ids of the launcher's ranks, by rank."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            found = {}
+            path = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            for pid in path.read_text().split():
+                try:
+                    env = pathlib.Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+                except OSError:
+                    continue
+                match = re.search(r"(?:^|\0)RANK=(\d+)\0", env)
+                if match:
+                    found[int(match[1])] = int(pid)
+            if len(found) >= 2:
+                return found
+            time.sleep(0.02)
+        self.fail("no ranks were started")
+
+    def assert_same_run(self, a, b, exact, last=8):
+        metrics = []
+        for name in (a, b):
+            records = self.steps(name)
+            for record in records:
+                record.pop("seconds", None)
+                record.pop("tokens_per_second", None)
+            metrics.append(records)
+        self.assertEqual(len(metrics[0]), len(metrics[1]))
+        self.assertEqual(sum(record["kind"] == "train" for record in metrics[0]), last)
+        for one, other in zip(*metrics):
+            self.assertEqual(one.keys(), other.keys())
+            for key, value in one.items():
+                if exact or not isinstance(value, float):
+                    self.assertEqual(value, other[key], f"{key} of {one} and {other}")
+                else:  # sums in another order: float32 rounding, larger after some steps
+                    tolerance = 1e-3 if key == "grad_norm" else 2e-5
+                    self.assertLess(abs(value - other[key]), tolerance * max(abs(value), 1e-9), f"{key}: {one} {other}")
+        folders = [self.folder / name / f"checkpoints/step-{last:06d}" for name in (a, b)]
+        self.assertEqual(sorted(os.listdir(folders[0])), sorted(os.listdir(folders[1])))
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            self.assertEqual(*[tensor_shapes(folder / file) for folder in folders])
+            if exact:
+                self.assertEqual(*[hashlib.sha256((folder / file).read_bytes()).hexdigest() for folder in folders])
+
+    def assert_good_checkpoint(self, name):
+        newest = (self.folder / name / "checkpoints/latest").read_text().strip()
+        folder = self.folder / name / "checkpoints" / newest
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        for file, info in files.items():
+            self.assertEqual(hashlib.sha256((folder / file).read_bytes()).hexdigest(), info["sha256"])
+
+
+class SameResultTest(RanksTest):
+    def test_one_two_and_four_ranks_learn_the_same(self):
+        self.train("one")
+        for ranks in (2, 4):
+            self.train(f"ranks{ranks}", "--nproc", str(ranks))
+            self.assert_same_run("one", f"ranks{ranks}", exact=False)
+        self.train("again", "--nproc", "2")
+        self.assert_same_run("ranks2", "again", exact=True)
+
+    def test_another_number_of_ranks_goes_on(self):
+        self.train("one")
+        self.train("changing", "--nproc", "2", train__max_steps=8, train__checkpoint_every=3)
+        for step in ("000008", "000006"):  # as if it had ended after step 3
+            folder = self.folder / f"changing/checkpoints/step-{step}"
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+        self.train("changing", "--nproc", "3", "--resume", train__checkpoint_every=4)
+        self.assert_same_run("one", "changing", exact=False)
+
+    def test_ranks_with_batches_of_their_own_keep_their_number(self):
+        self.train("own", "--nproc", "2", train__batch_scope="rank", train__batch_size=3)
+        rates = [record["adam_lr"] for record in self.steps("own") if record["kind"] == "train"]
+        self.assertAlmostEqual(max(rates), 2 * 3e-4, delta=1e-9)
+        rates = [record["muon_lr"] for record in self.steps("own") if record["kind"] == "train"]
+        self.assertAlmostEqual(max(rates), 2**0.5 * 0.02, delta=1e-6)
+        done = subprocess.run(self.command("own", "--resume", train__batch_scope="rank", train__batch_size=3),
+                              env=self.environment(), capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("trained by 2 processes", done.stderr)
+
+    def test_other_launchers(self):
+        self.train("launched", "--nproc", "2")
+        launchers = {
+            "torchrun": lambda rank, world, port: {
+                "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            "srun": lambda rank, world, port: {
+                "SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": world, "SLURM_LOCALID": rank,
+                "SLURM_JOB_NODELIST": "localhost", "MASTER_PORT": port},
+            "mpirun": lambda rank, world, port: {
+                "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": world, "OMPI_COMM_WORLD_LOCAL_RANK": rank,
+                "OMPI_COMM_WORLD_LOCAL_SIZE": world, "MASTER_PORT": port},
+        }
+        for name, variables in launchers.items():
+            with self.subTest(launcher=name):
+                processes = self.start_ranks(name, 2, variables)
+                for process in processes:
+                    _, errors = process.communicate(timeout=PATIENCE_S)
+                    self.assertEqual(process.returncode, 0, errors)
+                self.assert_same_run("launched", name, exact=True)
+
+
+class FaultTest(RanksTest):
+    LONG = {"train__max_steps": 200000, "train__validate_every": 100000, "train__checkpoint_every": 5,
+            "train__log_every": 100000}
+
+    def test_a_killed_rank_ends_the_others_and_is_named(self):
+        process = self.start("killed", "--nproc", "2", **self.LONG)
+        self.wait_for_step("killed", 12)
+        os.kill(self.children(process)[1], signal.SIGKILL)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        self.assertLess(time.monotonic() - start, 20.0)
+        self.assertEqual(process.returncode, 1)
+        self.assertRegex(errors, r"rank 1 \(pid \d+\) was killed by signal 9")
+        self.assert_good_checkpoint("killed")
+
+    def test_a_restart_ends_bit_equal(self):
+        self.train("whole", "--nproc", "2", train__max_steps=60)
+        process = self.start("restarted", "--nproc", "2", "--max-restarts", "1", train__max_steps=60)
+        self.wait_for_step("restarted", 7)
+        os.kill(self.children(process)[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=2 * PATIENCE_S)
+        self.assertEqual(process.returncode, 0, errors)
+        self.assertIn("restart 1 of 1", errors)
+        self.assertIn("going on from", errors)
+        self.assert_same_run("whole", "restarted", exact=True, last=60)
+
+    def check_without_launcher(self, name, stop, culprit, message):
+        """The survivors find out by themselves, as under torchrun or srun on other hosts."""
+        processes = self.start_ranks(name, 2, lambda rank, world, port: {
+            "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, **self.LONG)
+        self.wait_for_step(name, 12)
+        os.kill(processes[culprit].pid, stop)
+        start = time.monotonic()
+        survivor = processes[1 - culprit]
+        _, errors = survivor.communicate(timeout=PATIENCE_S)
+        self.assertLess(time.monotonic() - start, SILENCE_S + 20.0)
+        self.assertEqual(survivor.returncode, 1, errors)
+        self.assertRegex(errors, message)
+        self.assert_good_checkpoint(name)
+
+    def test_a_killed_rank_is_noticed_without_a_launcher(self):
+        self.check_without_launcher("killed", signal.SIGKILL, 1, r"rank 1 \(pid \d+ on \S+\) gave no sign of life")
+
+    def test_a_killed_first_rank_is_noticed_without_a_launcher(self):
+        self.check_without_launcher("first", signal.SIGKILL, 0, r"rank 0")
+
+    def test_a_frozen_rank_is_noticed(self):
+        self.check_without_launcher("frozen", signal.SIGSTOP, 1, r"rank 1 \(pid \d+ on \S+\) gave no sign of life")
+
+    def test_a_frozen_first_rank_is_noticed(self):
+        self.check_without_launcher("frozen0", signal.SIGSTOP, 0, r"rank 0")
+
+    def test_sigterm_saves_and_resumes(self):
+        process = self.start("stopped", "--nproc", "2", **{**self.LONG, "train__checkpoint_every": 100000})
+        self.wait_for_step("stopped", 12)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        self.assertLess(time.monotonic() - start, 20.0)
+        self.assertEqual(process.returncode, 130, errors)
+        self.assertIn("everything is saved", errors)
+        self.assert_good_checkpoint("stopped")
+
+    def test_a_rank_that_cannot_save_tells_why(self):
+        settings = {**self.LONG, "train__checkpoint_every": 100000}
+        process = self.start("full", "--nproc", "2", **settings)
+        self.wait_for_step("full", 12)
+        (self.folder / "full/checkpoints").write_text("in the way")  # as a disk that takes nothing
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 1, errors)
+        self.assertRegex(errors, r"\[rank 1\].*rank 0 \(pid \d+ on \S+\) stopped: .*checkpoints")
+
+    def test_wrong_settings_are_not_tried_again(self):
+        done = subprocess.run(self.command("wrong", "--nproc", "2", "--max-restarts", "5", train__batch_size=0),
+                              env=self.environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertNotIn("restart 1", done.stderr)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    PROGRAM = os.path.join(os.path.abspath(sys.argv[1]), "needle-train")
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
