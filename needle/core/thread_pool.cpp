@@ -37,7 +37,7 @@ struct ThreadPool::Impl {
     workers.reserve(threads - 1);
     try {
       for (std::size_t i = 1; i < threads; ++i) {
-        workers.emplace_back([this] { work(); });
+        workers.emplace_back([this, i] { work(i); });
       }
     } catch (...) {
       stop();
@@ -54,6 +54,7 @@ struct ThreadPool::Impl {
     const Body* body = nullptr;
     std::size_t count = 0;
     std::size_t chunks = 0;
+    bool team = false;  // chunk i is thread i's, the caller being thread 0
   };
 
   // Chunk i of n near-equal ones; the first `count % n` are one longer.
@@ -70,74 +71,93 @@ struct ThreadPool::Impl {
     }
   }
 
-  // Takes chunks until none is left. After an exception the rest is skipped.
-  void run_chunks(const Job& job) {
-    inside_parallel_for = true;
-    for (;;) {
-      const std::size_t i = next_chunk.fetch_add(1, std::memory_order_relaxed);
-      if (i >= job.chunks) {
-        break;
+  void run_guarded(const Job& job, std::size_t chunk) {
+    try {
+      run_chunk(job, chunk);
+    } catch (...) {
+      next_chunk.store(job.chunks, std::memory_order_relaxed);
+      const std::lock_guard lock(mutex);
+      if (!failure) {
+        failure = std::current_exception();
       }
-      try {
-        run_chunk(job, i);
-      } catch (...) {
-        next_chunk.store(job.chunks, std::memory_order_relaxed);
-        const std::lock_guard lock(mutex);
-        if (!failure) {
-          failure = std::current_exception();
+    }
+  }
+
+  // A thread's share. Of a team its own chunk, so that what it has in its caches serves it again;
+  // else chunks until none is left. After an exception the rest is skipped.
+  void run_chunks(const Job& job, std::size_t thread) {
+    inside_parallel_for = true;
+    if (job.team) {
+      run_guarded(job, thread);
+    } else {
+      for (;;) {
+        const std::size_t i = next_chunk.fetch_add(1, std::memory_order_relaxed);
+        if (i >= job.chunks) {
+          break;
         }
+        run_guarded(job, i);
       }
     }
     inside_parallel_for = false;
   }
 
-  void work() {
+  // Threads that look find a job, or that all are done, without the mutex; those that sleep say so
+  // before they look for the last time, and whoever changes what they wait for looks for sleepers
+  // after that. Both orders are sequentially consistent, so one of the two sees the other.
+  void work(std::size_t thread) {
     std::uint64_t seen = 0;
+    const auto changed = [&] { return generation.load() != seen || stopping.load(); };
     for (;;) {
-      spin_until([&] { return generation.load(std::memory_order_relaxed) != seen; });
-      std::unique_lock lock(mutex);
-      wake.wait(lock, [&] { return stopping || generation != seen; });
-      if (stopping) {
+      spin_until(changed);
+      if (!changed()) {
+        std::unique_lock lock(mutex);
+        sleeping.fetch_add(1);
+        wake.wait(lock, changed);
+        sleeping.fetch_sub(1);
+      }
+      if (stopping.load()) {
         return;
       }
-      seen = generation;
-      const Job my_job = current;
-      lock.unlock();
-      run_chunks(my_job);
-      lock.lock();
-      if (--busy == 0) {
-        lock.unlock();
+      ++seen;  // no generation is skipped: each ends when all workers have
+      run_chunks(current, thread);
+      if (busy.fetch_sub(1) == 1 && caller_sleeps.load()) {
+        const std::lock_guard lock(mutex);
         idle.notify_one();
       }
     }
   }
 
+  void wake_workers() {
+    if (sleeping.load() > 0) {
+      const std::lock_guard lock(mutex);
+      wake.notify_all();
+    }
+  }
+
   void run(const Job& job) {
     const std::lock_guard turn(turns);
-    {
-      const std::lock_guard lock(mutex);
-      current = job;
-      next_chunk.store(0, std::memory_order_relaxed);
-      busy = workers.size();
-      failure = nullptr;
-      ++generation;
+    current = job;
+    next_chunk.store(0, std::memory_order_relaxed);
+    busy.store(workers.size());
+    generation.fetch_add(1);
+    wake_workers();
+    run_chunks(job, 0);
+    const auto done = [&] { return busy.load() == 0; };
+    spin_until(done);
+    if (!done()) {
+      std::unique_lock lock(mutex);
+      caller_sleeps.store(true);
+      idle.wait(lock, done);
+      caller_sleeps.store(false);
     }
-    wake.notify_all();
-    run_chunks(job);
-    spin_until([&] { return busy.load(std::memory_order_relaxed) == 0; });
-    std::unique_lock lock(mutex);
-    idle.wait(lock, [&] { return busy == 0; });
     if (failure) {
       std::rethrow_exception(std::exchange(failure, nullptr));
     }
   }
 
   void stop() {
-    {
-      const std::lock_guard lock(mutex);
-      stopping = true;
-    }
-    wake.notify_all();
+    stopping.store(true);
+    wake_workers();
     for (std::thread& worker : workers) {
       worker.join();
     }
@@ -146,15 +166,16 @@ struct ThreadPool::Impl {
 
   std::vector<std::thread> workers;
   std::mutex turns;  // one parallel_for at a time
-  std::mutex mutex;  // guards what follows, next_chunk excepted
+  std::mutex mutex;  // of those that go to sleep, and of the failure while a job runs
   std::condition_variable wake;
   std::condition_variable idle;
-  Job current;
-  // Written under the mutex; read outside it only to decide whether to look at it.
+  Job current;  // written while no worker runs
   std::atomic<std::uint64_t> generation{0};
   std::atomic<std::size_t> busy{0};  // workers that have not finished this generation
+  std::atomic<std::size_t> sleeping{0};
+  std::atomic<bool> caller_sleeps{false};
+  std::atomic<bool> stopping{false};
   std::exception_ptr failure;
-  bool stopping = false;
   std::atomic<std::size_t> next_chunk{0};
 };
 
@@ -187,10 +208,10 @@ void ThreadPool::run_team(const std::function<void(std::size_t index, std::size_
     body(0, 1);
     return;
   }
-  // As many chunks as threads. A thread that waits in one cannot take a second.
+  // As many chunks as threads, one each.
   const auto chunk = [&body, count](std::size_t begin, std::size_t) { body(begin, count); };
   const Impl::Body whole = std::cref(chunk);
-  impl_->run({.body = &whole, .count = count, .chunks = count});
+  impl_->run({.body = &whole, .count = count, .chunks = count, .team = true});
 }
 
 }  // namespace needle

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <functional>
 
-#include "needle/core/spin_barrier.h"
 #include "needle/runtime/int_kv.h"
 
 namespace needle::runtime {
@@ -25,7 +24,8 @@ DecoderBuffers::DecoderBuffers(const Machine& machine, const Model& model, std::
     : rows_(rows),
       vocab_size_(model.config.vocab_size),
       vocab_stride_(padded(vocab_size_)),
-      threads_(machine.pool == nullptr ? 1 : machine.pool->thread_count()),
+      threads_(machine.thread_count()),
+      barrier_(machine.thread_count()),
       q(floats(rows * model.config.d_model)),
       attended(floats(rows * model.config.d_model)),
       update(floats(rows * model.config.d_model)),
@@ -48,6 +48,10 @@ DecoderBuffers::DecoderBuffers(const Machine& machine, const Model& model, std::
 std::span<const float> DecoderBuffers::logits(std::int64_t index) const {
   return logits_.span().subspan(static_cast<std::size_t>(index * vocab_stride_),
                                 static_cast<std::size_t>(vocab_size_));
+}
+
+void DecoderBuffers::set_logits(std::int64_t index, std::span<const float> logits) {
+  std::ranges::copy(logits, logits_.data() + index * vocab_stride_);
 }
 
 bool DecoderBuffers::as_team() noexcept {
@@ -88,8 +92,9 @@ class DecoderPass {
         threads_(static_cast<std::int64_t>(threads)) {}
 
   void run() noexcept {
-    barrier_.wait();  // a worker may have to wake up: that is no hold-up
+    barrier_.wait(index());  // a worker may have to wake up: that is no hold-up
     own_.held_up = false;
+    own_.update = {};
     const float root = std::sqrt(static_cast<float>(config_.d_model));
     const auto width = static_cast<std::size_t>(config_.d_model);
     for (std::size_t row = 0; row < rows_.size(); ++row) {
@@ -106,7 +111,8 @@ class DecoderPass {
   }
 
  private:
-  void wait() { own_.held_up = !barrier_.wait() || own_.held_up; }
+  std::size_t index() const { return static_cast<std::size_t>(thread_); }
+  void wait() { own_.held_up = !barrier_.wait(index()) || own_.held_up; }
 
   struct Part {
     std::int64_t begin;
@@ -131,10 +137,10 @@ class DecoderPass {
   }
 
   Activations norm(std::span<const float> factors) {
-    for (std::int64_t row = 0; row < count_; ++row) {
-      rms_norm(factors, own_.x.data() + row * config_.d_model,
-               own_.normed.data() + row * config_.d_model);
-    }
+    kernels_.add_norm(own_.gate, own_.update, factors.data(), config_.d_model,
+                      rows_of(own_.x, count_, config_.d_model),
+                      rows_of(own_.normed, count_, config_.d_model));
+    own_.update = {};
     return activations(own_.normed, count_, config_.d_model);
   }
 
@@ -160,59 +166,53 @@ class DecoderPass {
     multiply_blocks(matrix, x, y, part.begin, part.end);
   }
 
-  // The outputs of one unit of heads.
+  // The outputs of some units of heads, in one go: a matrix is read fastest from end to end.
   void project_heads(const Matrix& matrix, const Activations& x, AlignedBuffer<float>& to,
-                     std::int64_t unit) {
+                     const Part& units) {
     const std::int64_t blocks = padded(matrix.out()) / kPanelWidth;
-    multiply_blocks(matrix, x, rows_of(to, count_, matrix.out()), blocks * unit / head_units(),
-                    blocks * (unit + 1) / head_units());
+    multiply_blocks(matrix, x, rows_of(to, count_, matrix.out()),
+                    blocks * units.begin / head_units(), blocks * units.end / head_units());
   }
 
   void transform_queries(const AttentionWeights& weights, const DecoderRow& row, std::int64_t head,
                          bool rotated, float* q) {
     const std::int64_t shared = config_.num_heads / config_.num_kv_heads;
     const std::int64_t width = shared * config_.head_dim();
-    transform_heads({.norm = weights.q_norm,
-                     .rope = rotated ? &row.request->rope : nullptr,
-                     .first_position = row.position,
-                     .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim()))},
-                    shared, {q + head * width, 1, width});
+    kernels_.transform_heads(
+        head_transform(weights.q_norm, rotated ? &row.request->rope : nullptr, row.position,
+                       1 / std::sqrt(static_cast<float>(config_.head_dim()))),
+        shared, {q + head * width, 1, width});
   }
 
-  // Calls body(head) for the key/value heads of this thread, their projections made.
-  template <typename Project, typename Body>
-  void for_own_heads(Project&& project, Body&& body) {
+  // Calls body(head) for the key/value heads of this thread.
+  template <typename Body>
+  void for_own_heads(Body&& body) {
     const std::int64_t heads = config_.num_kv_heads / head_units();
     const Part part = part_of(head_units());
-    for (std::int64_t unit = part.begin; unit < part.end; ++unit) {
-      project(unit);
-      for (std::int64_t head = unit * heads; head < (unit + 1) * heads; ++head) {
-        body(head);
-      }
+    for (std::int64_t head = part.begin * heads; head < part.end * heads; ++head) {
+      body(head);
     }
   }
 
   void self_attention(const AttentionLayer& layer, std::size_t index) {
     const AttentionWeights& weights = layer.attention;
     const Activations input = norm(layer.norm);
-    for_own_heads(
-        [&](std::int64_t unit) {
-          project_heads(weights.q_proj, input, all_.q, unit);
-          project_heads(weights.k_proj, input, all_.k, unit);
-          project_heads(weights.v_proj, input, all_.v, unit);
-        },
-        [&](std::int64_t head) {
-          for (std::int64_t row = 0; row < count_; ++row) {
-            store_key_value(weights, rows_[static_cast<std::size_t>(row)], row, head, index);
-          }
-          for (std::int64_t row = 0; row < count_; ++row) {
-            const DecoderRow& at = rows_[static_cast<std::size_t>(row)];
-            float* const q = all_.q.data() + row * config_.d_model;
-            transform_queries(weights, at, head, true, q);
-            attend_kv_head(kernels_, config_, at.request->self[index], head, at.position + 1, {}, q,
-                           own_.scores.data(), all_.attended.data() + row * config_.d_model);
-          }
-        });
+    const Part own = part_of(head_units());
+    project_heads(weights.q_proj, input, all_.q, own);
+    project_heads(weights.k_proj, input, all_.k, own);
+    project_heads(weights.v_proj, input, all_.v, own);
+    for_own_heads([&](std::int64_t head) {
+      for (std::int64_t row = 0; row < count_; ++row) {
+        store_key_value(weights, rows_[static_cast<std::size_t>(row)], row, head, index);
+      }
+      for (std::int64_t row = 0; row < count_; ++row) {
+        const DecoderRow& at = rows_[static_cast<std::size_t>(row)];
+        float* const q = all_.q.data() + row * config_.d_model;
+        transform_queries(weights, at, head, true, q);
+        attend_kv_head(kernels_, config_, at.request->self[index], head, at.position + 1, {}, q,
+                       own_.scores.data(), all_.attended.data() + row * config_.d_model);
+      }
+    });
     finish_attention(layer);
   }
 
@@ -220,25 +220,22 @@ class DecoderPass {
                        std::int64_t head, std::size_t layer) {
     const std::int64_t first = at * config_.kv_dim() + head * config_.head_dim();
     float* const key = all_.k.data() + first;
-    transform_heads(
-        {.norm = weights.k_norm, .rope = &row.request->rope, .first_position = row.position}, 1,
-        {key, 1, config_.head_dim()});
+    kernels_.transform_heads(head_transform(weights.k_norm, &row.request->rope, row.position), 1,
+                             {key, 1, config_.head_dim()});
     row.request->self[layer].store_head(head, row.position, key, all_.v.data() + first);
   }
 
   void cross_attention(const AttentionLayer& layer, std::size_t index) {
     const Activations input = norm(layer.norm);
-    for_own_heads(
-        [&](std::int64_t unit) { project_heads(layer.attention.q_proj, input, all_.q, unit); },
-        [&](std::int64_t head) {
-          for (std::int64_t row = 0; row < count_; ++row) {
-            const DecoderRow& at = rows_[static_cast<std::size_t>(row)];
-            float* const q = all_.q.data() + row * config_.d_model;
-            transform_queries(layer.attention, at, head, false, q);
-            attend_prompt(*at.request, index, head, q,
-                          all_.attended.data() + row * config_.d_model);
-          }
-        });
+    project_heads(layer.attention.q_proj, input, all_.q, part_of(head_units()));
+    for_own_heads([&](std::int64_t head) {
+      for (std::int64_t row = 0; row < count_; ++row) {
+        const DecoderRow& at = rows_[static_cast<std::size_t>(row)];
+        float* const q = all_.q.data() + row * config_.d_model;
+        transform_queries(layer.attention, at, head, false, q);
+        attend_prompt(*at.request, index, head, q, all_.attended.data() + row * config_.d_model);
+      }
+    });
     finish_attention(layer);
   }
 
@@ -258,12 +255,13 @@ class DecoderPass {
     finish(layer, layer.attention.out_proj, all_.attended);
   }
 
-  // x += gate * W from, on every thread's own x.
+  // x += gate * W from, on every thread's own x: the next norm does it.
   void finish(const SubLayer& layer, const Matrix& matrix, const AlignedBuffer<float>& from) {
     multiply_part(matrix, activations(from, count_, matrix.in()),
                   rows_of(all_.update, count_, config_.d_model));
     wait();
-    add_gated(layer.gate, all_.update.data(), count_ * config_.d_model, own_.x.data());
+    own_.gate = layer.gate;
+    own_.update = {all_.update.data(), count_, config_.d_model};
   }
 
   void feed_forward(const FeedForwardLayer& layer) {
@@ -289,7 +287,11 @@ class DecoderPass {
     std::int64_t wanting = 0;
     for (std::int64_t row = 0; row < count_; ++row) {
       if (rows_[static_cast<std::size_t>(row)].want_logits) {
-        rms_norm(model_.decoder_norm, own_.x.data() + row * d, own_.normed.data() + wanting * d);
+        const ConstRows update =
+            own_.update.data == nullptr ? ConstRows{} : ConstRows{own_.update.data + row * d, 1, d};
+        kernels_.add_norm(own_.gate, update, model_.decoder_norm.data(), d,
+                          {own_.x.data() + row * d, 1, d},
+                          {own_.normed.data() + wanting * d, 1, d});
         ++wanting;
       }
     }
@@ -357,14 +359,12 @@ class DecoderPass {
 void decode(const Machine& machine, const Model& model, std::span<const DecoderRow> rows,
             DecoderBuffers& buffers) noexcept {
   if (!buffers.as_team()) {
-    SpinBarrier barrier(1);
-    DecoderPass(machine, model, rows, buffers, barrier, 0, 1).run();
+    DecoderPass(machine, model, rows, buffers, buffers.nobody_, 0, 1).run();
     return;
   }
-  SpinBarrier barrier(machine.pool->thread_count());
-  SpinBarrier nobody(1);
   const auto body = [&](std::size_t thread, std::size_t threads) {
-    DecoderPass(machine, model, rows, buffers, threads == 1 ? nobody : barrier, thread, threads)
+    DecoderPass(machine, model, rows, buffers, threads == 1 ? buffers.nobody_ : buffers.barrier_,
+                thread, threads)
         .run();
   };
   machine.pool->run_team(std::cref(body));

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "needle/core/spin_barrier.h"
 #include "needle/decode/token_set.h"
 #include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/layers.h"
@@ -31,6 +32,7 @@ class DecoderBuffers {
   std::int64_t rows() const { return rows_; }
   // float32 [V] of the index-th row that wanted logits in the last pass.
   std::span<const float> logits(std::int64_t index) const;
+  void set_logits(std::int64_t index, std::span<const float> logits);
 
  private:
   friend class DecoderPass;
@@ -46,6 +48,8 @@ class DecoderBuffers {
     AlignedBuffer<float> normed;  // [n, d]
     AlignedBuffer<float> scores;  // of the query heads of one key/value head
     Int8Buffer codes;             // of n rows
+    ConstRows update;             // of x by the last sub-layer, still to be added
+    float gate = 0;               // its factor
     bool held_up = false;         // waited long for another thread in the last pass
   };
 
@@ -59,6 +63,8 @@ class DecoderBuffers {
   std::int64_t vocab_size_;
   std::int64_t vocab_stride_;
   std::vector<Private> threads_;
+  SpinBarrier barrier_;                      // of all threads
+  SpinBarrier nobody_{1};                    // of a pass on one thread
   std::int64_t alone_ = 0;                   // passes to come on one thread
   std::int64_t penalty_ = kLeastPenalty;     // of the next hold-up, in passes
   AlignedBuffer<float> q, attended, update;  // [n, d]

@@ -19,105 +19,269 @@ Rows view(AlignedBuffer<float>& buffer, std::int64_t count, std::int64_t width) 
   return {buffer.data(), count, width};
 }
 
-constexpr std::int64_t kRowWork = 32;  // of one float of a norm, for Machine::split
+// v: [T, K * D].
+void store_values(const Machine& machine, const ModelConfig& config, IntKvCache& cache,
+                  const AlignedBuffer<float>& v) {
+  constexpr std::int64_t kWork = 4;  // of one number, for Machine::split
+  machine.split(config.num_kv_heads, std::ssize(v.span()) / config.num_kv_heads * kWork,
+                [&](std::int64_t begin, std::int64_t end) {
+                  for (std::int64_t head = begin; head < end; ++head) {
+                    cache.store_values(
+                        *machine.kernels, head,
+                        {v.data(), std::ssize(v.span()) / config.kv_dim(), config.kv_dim()});
+                  }
+                });
+}
 
-// Buffers of a stretch of T tokens, used by one layer after the other.
-struct EncoderPass {
-  EncoderPass(const Machine& on, const Model& weights, std::int64_t tokens)
-      : machine(on),
-        model(weights),
-        config(weights.config),
-        count(tokens),
-        rope(config, tokens),
-        x(floats(count * config.d_model)),
-        normed(floats(count * config.d_model)),
-        q(floats(count * config.d_model)),
-        k(floats(count * config.kv_dim())),
-        v(floats(count * config.kv_dim())),
-        hidden(floats(config.no_feedforward ? 0 : count * config.d_ff)),
-        up(floats(config.no_feedforward ? 0 : count * config.d_ff)),
-        codes(tokens, std::max(config.d_model, config.no_feedforward ? 0 : config.d_ff)),
-        cache(config, int_attention() ? 0 : tokens) {
-    if (int_attention()) {
-      int_cache = IntKvCache(config, tokens);
-    }
-  }
+// Rows that go through a layer together: what they need stays in the L2 cache.
+constexpr std::int64_t kChunkRows = 48;
+static_assert(kChunkRows % kAttendRows == 0);
 
-  bool int_attention() const { return uses_int_attention(*machine.kernels, model, count); }
+bool all_int4(const AttentionWeights& weights) {
+  return weights.q_proj.is_int4() && weights.k_proj.is_int4() && weights.v_proj.is_int4() &&
+         weights.out_proj.is_int4();
+}
 
-  Activations activations(const AlignedBuffer<float>& rows, std::int64_t width) {
-    return prepare(machine, model, view(rows, count, width), width, codes);
-  }
+bool all_int4(const Model& model) {
+  const auto matrices = [](const auto& layer) {
+    return !layer.ffn || (layer.ffn->gate_proj.is_int4() && layer.ffn->up_proj.is_int4() &&
+                          layer.ffn->down_proj.is_int4());
+  };
+  return std::ranges::all_of(model.encoder,
+                             [&](const EncoderLayer& layer) {
+                               return all_int4(layer.self.attention) && matrices(layer);
+                             }) &&
+         std::ranges::all_of(model.decoder, [](const DecoderLayer& layer) {
+           return all_int4(layer.cross.attention);
+         });
+}
 
-  void norm_rows(std::span<const float> factors) {
-    const std::int64_t d = config.d_model;
-    machine.split(count, d * kRowWork, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        rms_norm(factors, x.data() + row * d, normed.data() + row * d);
+// A prompt's rows, dealt out to threads.
+class RowTeam {
+ public:
+  RowTeam(const Machine& machine, const Model& model, std::int64_t rows)
+      : machine_(machine), rows_(rows), unit_(all_int4(model) ? kAttendRows : kChunkRows) {}
+
+  std::size_t threads() const { return machine_.thread_count(); }
+
+  // body(thread, first row, rows) for chunks of at most kChunkRows.
+  template <typename Body>
+  void each_chunk(Body&& body) const {
+    const std::int64_t units = (rows_ + unit_ - 1) / unit_;
+    const auto run = [&](std::size_t thread, std::size_t threads) {
+      const auto index = static_cast<std::int64_t>(thread);
+      const auto count = static_cast<std::int64_t>(threads);
+      const std::int64_t end = std::min(rows_, units * (index + 1) / count * unit_);
+      for (std::int64_t row = units * index / count * unit_; row < end; row += kChunkRows) {
+        body(thread, row, std::min(kChunkRows, end - row));
       }
-    });
-  }
-
-  void self_attention(const AttentionLayer& layer, KeyMask mask) {
-    const AttentionWeights& weights = layer.attention;
-    norm_rows(layer.norm);
-    const Activations input = activations(normed, config.d_model);
-    multiply(machine, weights.q_proj, input, view(q, count, config.d_model));
-    multiply(machine, weights.k_proj, input, view(k, count, config.kv_dim()));
-    multiply(machine, weights.v_proj, input, view(v, count, config.kv_dim()));
-    const float root = std::sqrt(static_cast<float>(config.head_dim()));
-    machine.split(count, 2 * config.d_model * kRowWork, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        float* const key = k.data() + row * config.kv_dim();
-        transform_heads(
-            {.norm = weights.q_norm, .rope = &rope, .first_position = row, .scale = 1 / root},
-            config.num_heads, {q.data() + row * config.d_model, 1, config.d_model});
-        transform_heads({.norm = weights.k_norm, .rope = &rope, .first_position = row},
-                        config.num_kv_heads, {key, 1, config.kv_dim()});
-        if (!int_attention()) {
-          cache.store(row, key, v.data() + row * config.kv_dim());
-        }
-      }
-    });
-    attend(mask);
-    multiply(machine, weights.out_proj, activations(normed, config.d_model),
-             view(q, count, config.d_model));
-    add_gated(layer.gate, q.data(), count * config.d_model, x.data());
-  }
-
-  // From q, k, v to `normed`, whose rows have been read.
-  void attend(KeyMask mask) {
-    const ConstRows queries = view(std::as_const(q), count, config.d_model);
-    const Rows out = view(normed, count, config.d_model);
-    if (int_attention()) {
-      int_cache.store(machine, view(std::as_const(k), count, config.kv_dim()),
-                      view(std::as_const(v), count, config.kv_dim()));
-      attend_int(machine, config, int_cache, mask, queries, out);
+    };
+    if (units == 1) {
+      run(0, 1);
     } else {
-      attend_rows(machine, config, cache, count, mask, queries, out);
+      machine_.team(run);
     }
   }
 
-  void feed_forward(const FeedForwardLayer& layer) {
-    norm_rows(layer.norm);
-    const Activations input = activations(normed, config.d_model);
-    multiply(machine, layer.gate_proj, input, view(hidden, count, config.d_ff));
-    multiply(machine, layer.up_proj, input, view(up, count, config.d_ff));
-    activate(config.activation, up.data(), count * config.d_ff, hidden.data());
-    multiply(machine, layer.down_proj, activations(hidden, config.d_ff),
-             view(q, count, config.d_model));
-    add_gated(layer.gate, q.data(), count * config.d_model, x.data());
+ private:
+  const Machine& machine_;
+  std::int64_t rows_;
+  // Integer sums are exact, so rows can be cut anywhere; float products may differ in a bit where
+  // there are fewer rows, so chunks must not depend on the threads.
+  std::int64_t unit_;
+};
+
+// Buffers of a stretch of T tokens, used by one layer after the other. Between two attentions a row
+// depends on no other: each thread takes its rows from one to the next.
+class EncoderPass {
+ public:
+  EncoderPass(const Machine& machine, const Model& model, std::span<const TokenId> tokens)
+      : machine_(machine),
+        alone_{.kernels = machine.kernels},
+        model_(model),
+        config_(model.config),
+        tokens_(tokens),
+        count_(std::ssize(tokens)),
+        mask_(padding_mask(config_, tokens)),
+        team_(machine, model, count_),
+        int_attention_(uses_int_attention(*machine.kernels, model, count_)),
+        rope_(config_, count_),
+        x_(floats(count_ * config_.d_model)),
+        q_(floats(count_ * config_.d_model)),
+        v_(floats(int_attention_ ? count_ * config_.kv_dim() : 0)),
+        own_(team_.threads()) {
+    for (int parity = 0; parity < 2; ++parity) {
+      int_cache_.emplace_back(config_, int_attention_ ? count_ : 0);
+      cache_.emplace_back(config_, int_attention_ ? 0 : count_);
+    }
+    const std::int64_t rows = std::min(count_, kChunkRows);
+    const std::int64_t width = config_.no_feedforward ? 0 : config_.d_ff;
+    for (Own& own : own_) {
+      own.normed = floats(rows * config_.d_model);
+      own.update = floats(rows * config_.d_model);
+      own.k = floats(rows * config_.kv_dim());
+      own.v = floats(int_attention_ ? 0 : rows * config_.kv_dim());
+      own.hidden = floats(rows * width);
+      own.up = floats(rows * width);
+      own.scores = floats(int_attention_ ? attention_scratch(count_) : rows * padded(count_));
+      own.codes = Int8Buffer(rows, std::max(config_.d_model, width));
+    }
   }
 
-  const Machine& machine;
-  const Model& model;
-  const ModelConfig& config;
-  std::int64_t count;  // T
-  RopeTable rope;
-  AlignedBuffer<float> x, normed, q, k, v, hidden, up;
-  Int8Buffer codes;
-  KvCache cache;         // either this
-  IntKvCache int_cache;  // or this
+  // The states after the final norm, [T, d].
+  AlignedBuffer<float> run() {
+    team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
+      embed(row, count);
+      project(0, own_[thread], row, count, 0, {});
+    });
+    for (std::size_t layer = 0; layer < model_.encoder.size(); ++layer) {
+      pack_values(layer);
+      team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
+        attend_and_go_on(layer, own_[thread], row, count);
+      });
+    }
+    return std::move(x_);
+  }
+
+ private:
+  // A thread's, of one chunk of rows.
+  struct Own {
+    AlignedBuffer<float> normed, update, k, v, hidden, up, scores;
+    Int8Buffer codes;
+  };
+
+  void embed(std::int64_t row, std::int64_t count) {
+    const float root = std::sqrt(static_cast<float>(config_.d_model));
+    const auto width = static_cast<std::size_t>(config_.d_model);
+    for (auto t = static_cast<std::size_t>(row); t < static_cast<std::size_t>(row + count); ++t) {
+      model_.embedding.copy_row(tokens_[t], root, x_.span().subspan(t * width, width));
+    }
+  }
+
+  Rows x_rows(std::int64_t row, std::int64_t count) {
+    return {x_.data() + row * config_.d_model, count, config_.d_model};
+  }
+  Rows q_rows(std::int64_t row, std::int64_t count) {
+    return {q_.data() + row * config_.d_model, count, config_.d_model};
+  }
+
+  Activations activations(Own& own, const AlignedBuffer<float>& from, std::int64_t count,
+                          std::int64_t width) {
+    return prepare(alone_, model_, {from.data(), count, width}, width, own.codes);
+  }
+
+  // Ends the sub-layer before, if there was one, and norms for the next.
+  Activations norm(std::span<const float> factors, float gate, ConstRows update, Own& own,
+                   std::int64_t row, std::int64_t count) {
+    const std::int64_t d = config_.d_model;
+    machine_.kernels->add_norm(gate, update, factors.data(), d, x_rows(row, count),
+                               view(own.normed, count, d));
+    return activations(own, own.normed, count, d);
+  }
+
+  // Queries, keys and values of a layer.
+  void project(std::size_t layer, Own& own, std::int64_t row, std::int64_t count, float gate,
+               ConstRows update) {
+    const AttentionLayer& self = model_.encoder[layer].self;
+    const AttentionWeights& weights = self.attention;
+    const std::int64_t kv_dim = config_.kv_dim();
+    const Activations input = norm(self.norm, gate, update, own, row, count);
+    const Rows q = q_rows(row, count);
+    const Rows k = view(own.k, count, kv_dim);
+    const Rows v =
+        int_attention_ ? Rows{v_.data() + row * kv_dim, count, kv_dim} : view(own.v, count, kv_dim);
+    multiply(alone_, weights.q_proj, input, q);
+    multiply(alone_, weights.k_proj, input, k);
+    multiply(alone_, weights.v_proj, input, v);
+    const float root = std::sqrt(static_cast<float>(config_.head_dim()));
+    machine_.kernels->transform_heads(head_transform(weights.q_norm, &rope_, row, 1 / root),
+                                      config_.num_heads, q);
+    machine_.kernels->transform_heads(head_transform(weights.k_norm, &rope_, row),
+                                      config_.num_kv_heads, k);
+    if (int_attention_) {
+      int_cache_[layer % 2].store_keys(*machine_.kernels, row, {k.data, count, kv_dim});
+      return;
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      cache_[layer % 2].store(row + r, k.data + r * kv_dim, v.data + r * kv_dim);
+    }
+  }
+
+  void pack_values(std::size_t layer) {
+    if (int_attention_) {
+      store_values(machine_, config_, int_cache_[layer % 2], v_);
+    }
+  }
+
+  // From the attention of a layer to the projections of the next one.
+  void attend_and_go_on(std::size_t layer, Own& own, std::int64_t row, std::int64_t count) {
+    const std::int64_t d = config_.d_model;
+    const EncoderLayer& here = model_.encoder[layer];
+    attend(layer, own, row, count);  // to own.normed
+    multiply(alone_, here.self.attention.out_proj, activations(own, own.normed, count, d),
+             view(own.update, count, d));
+    float gate = here.self.gate;
+    const ConstRows update = view(std::as_const(own.update), count, d);
+    if (here.ffn) {
+      feed_forward(*here.ffn, gate, own, row, count);
+      gate = here.ffn->gate;
+    }
+    if (layer + 1 < model_.encoder.size()) {
+      project(layer + 1, own, row, count, gate, update);
+    } else {
+      machine_.kernels->add_norm(gate, update, model_.encoder_norm.data(), d, x_rows(row, count),
+                                 x_rows(row, count));
+    }
+  }
+
+  void attend(std::size_t layer, Own& own, std::int64_t row, std::int64_t count) {
+    const std::int64_t head_dim = config_.head_dim();
+    const std::int64_t shared = config_.num_heads / config_.num_kv_heads;
+    for (std::int64_t head = 0; head < config_.num_heads; ++head) {
+      const Rows rows = q_rows(row, count);
+      const ConstRows q{rows.data + head * head_dim, count, rows.stride};
+      const Rows out{own.normed.data() + head * head_dim, count, config_.d_model};
+      if (int_attention_) {
+        machine_.kernels->attend(int_cache_[layer % 2].head(head / shared),
+                                 mask_.empty() ? nullptr : mask_.data(), q, own.scores.data(), out);
+      } else {
+        attend_head(*machine_.kernels, cache_[layer % 2], head / shared, count_, mask_, q,
+                    own.scores.data(), out);
+      }
+    }
+  }
+
+  // Ends the attention with its gate; own.update becomes the layer's.
+  void feed_forward(const FeedForwardLayer& layer, float gate, Own& own, std::int64_t row,
+                    std::int64_t count) {
+    const std::int64_t d = config_.d_model;
+    const std::int64_t width = config_.d_ff;
+    const Activations input =
+        norm(layer.norm, gate, view(std::as_const(own.update), count, d), own, row, count);
+    multiply(alone_, layer.gate_proj, input, view(own.hidden, count, width));
+    multiply(alone_, layer.up_proj, input, view(own.up, count, width));
+    activate(config_.activation, own.up.data(), count * width, own.hidden.data());
+    multiply(alone_, layer.down_proj, activations(own, own.hidden, count, width),
+             view(own.update, count, d));
+  }
+
+  const Machine& machine_;
+  const Machine alone_;
+  const Model& model_;
+  const ModelConfig& config_;
+  std::span<const TokenId> tokens_;
+  std::int64_t count_;  // T
+  std::vector<std::uint8_t> mask_;
+  RowTeam team_;
+  bool int_attention_;
+  RopeTable rope_;
+  AlignedBuffer<float> x_;  // [T, d]
+  AlignedBuffer<float> q_;  // [T, d]
+  AlignedBuffer<float> v_;  // [T, K * D], until all of them are known
+  // By the parity of the layer: while one is read, the next is written.
+  std::vector<IntKvCache> int_cache_;  // either these
+  std::vector<KvCache> cache_;         // or these
+  std::vector<Own> own_;               // a thread each
 };
 
 }  // namespace
@@ -135,22 +299,7 @@ std::vector<std::uint8_t> padding_mask(const ModelConfig& config, std::span<cons
 
 AlignedBuffer<float> encode(const Machine& machine, const Model& model,
                             std::span<const TokenId> tokens) {
-  const std::int64_t d = model.config.d_model;
-  EncoderPass pass(machine, model, std::ssize(tokens));
-  const float root = std::sqrt(static_cast<float>(d));
-  for (std::size_t t = 0; t < tokens.size(); ++t) {
-    const std::size_t width = static_cast<std::size_t>(d);
-    model.embedding.copy_row(tokens[t], root, pass.x.span().subspan(t * width, width));
-  }
-  const std::vector<std::uint8_t> mask = padding_mask(model.config, tokens);
-  for (const EncoderLayer& layer : model.encoder) {
-    pass.self_attention(layer.self, mask);
-    if (layer.ffn) {
-      pass.feed_forward(*layer.ffn);
-    }
-  }
-  pass.norm_rows(model.encoder_norm);
-  return std::move(pass.normed);
+  return EncoderPass(machine, model, tokens).run();
 }
 
 std::vector<float> embed(const Machine& machine, const Model& model,
@@ -196,38 +345,86 @@ std::vector<float> embed(const Machine& machine, const Model& model,
   return embedding;
 }
 
+namespace {
+
+// Keys and values of every decoder layer's attention over the prompt, from the encoder's states.
+class CrossPass {
+ public:
+  CrossPass(const Machine& machine, const Model& model, AlignedBuffer<float> states,
+            Request& request)
+      : machine_(machine),
+        alone_{.kernels = machine.kernels},
+        model_(model),
+        config_(model.config),
+        request_(request),
+        count_(request.prompt_tokens),
+        team_(machine, model, count_),
+        states_(std::move(states)),
+        codes_(count_, config_.d_model),
+        k_(floats(std::min(count_, kChunkRows) * config_.kv_dim() *
+                  static_cast<std::int64_t>(team_.threads()))),
+        v_(floats(count_ * config_.kv_dim())) {}
+
+  void run() {
+    const Activations input =
+        prepare(machine_, model_, view(std::as_const(states_), count_, config_.d_model),
+                config_.d_model, codes_);
+    if (all_int4(model_)) {
+      states_ = {};  // only the codes are read from here on
+    }
+    for (std::size_t layer = 0; layer < model_.decoder.size(); ++layer) {
+      team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
+        project(layer, input, thread, row, count);
+      });
+      if (request_.int_attention) {
+        store_values(machine_, config_, request_.cross_int[layer], v_);
+      }
+    }
+  }
+
+ private:
+  void project(std::size_t layer, const Activations& input, std::size_t thread, std::int64_t row,
+               std::int64_t count) {
+    const AttentionWeights& weights = model_.decoder[layer].cross.attention;
+    const std::int64_t kv_dim = config_.kv_dim();
+    const Activations rows = part_of(input, row, count);
+    const Rows k{
+        k_.data() + static_cast<std::int64_t>(thread) * std::min(count_, kChunkRows) * kv_dim,
+        count, kv_dim};
+    const Rows v{v_.data() + row * kv_dim, count, kv_dim};
+    multiply(alone_, weights.k_proj, rows, k);
+    multiply(alone_, weights.v_proj, rows, v);
+    machine_.kernels->transform_heads(head_transform(weights.k_norm, nullptr, row),
+                                      config_.num_kv_heads, k);
+    if (request_.int_attention) {
+      request_.cross_int[layer].store_keys(*machine_.kernels, row, {k.data, count, kv_dim});
+      return;
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      request_.cross[layer].store(row + r, k.data + r * kv_dim, v.data + r * kv_dim);
+    }
+  }
+
+  const Machine& machine_;
+  const Machine alone_;
+  const Model& model_;
+  const ModelConfig& config_;
+  Request& request_;
+  std::int64_t count_;  // T
+  RowTeam team_;
+  AlignedBuffer<float> states_;  // [T, d]
+  Int8Buffer codes_;
+  AlignedBuffer<float> k_;  // [threads][chunk][K * D]
+  AlignedBuffer<float> v_;  // [T, K * D]
+};
+
+}  // namespace
+
 std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
                                        std::span<const TokenId> prompt, std::int64_t max_tokens) {
-  const ModelConfig& config = model.config;
   auto request = std::make_unique<Request>(*machine.kernels, model, std::ssize(prompt), max_tokens);
-  request->prompt_mask = padding_mask(config, prompt);
-  AlignedBuffer<float> states = encode(machine, model, prompt);
-  const std::int64_t count = std::ssize(prompt);
-  Int8Buffer codes(count, config.d_model);
-  const Activations input = prepare(
-      machine, model, view(std::as_const(states), count, config.d_model), config.d_model, codes);
-  if (std::ranges::all_of(model.decoder, [](const DecoderLayer& layer) {
-        return layer.cross.attention.k_proj.is_int4() && layer.cross.attention.v_proj.is_int4();
-      })) {
-    states = {};  // only the codes are read from here on
-  }
-  AlignedBuffer<float> k = floats(count * config.kv_dim());
-  AlignedBuffer<float> v = floats(count * config.kv_dim());
-  for (std::size_t layer = 0; layer < model.decoder.size(); ++layer) {
-    const AttentionWeights& weights = model.decoder[layer].cross.attention;
-    multiply(machine, weights.k_proj, input, view(k, count, config.kv_dim()));
-    multiply(machine, weights.v_proj, input, view(v, count, config.kv_dim()));
-    transform_heads({.norm = weights.k_norm}, config.num_kv_heads, view(k, count, config.kv_dim()));
-    if (request->int_attention) {
-      request->cross_int[layer].store(machine, view(std::as_const(k), count, config.kv_dim()),
-                                      view(std::as_const(v), count, config.kv_dim()));
-      continue;
-    }
-    for (std::int64_t t = 0; t < count; ++t) {
-      request->cross[layer].store(t, k.data() + t * config.kv_dim(),
-                                  v.data() + t * config.kv_dim());
-    }
-  }
+  request->prompt_mask = padding_mask(model.config, prompt);
+  CrossPass(machine, model, encode(machine, model, prompt), *request).run();
   return request;
 }
 

@@ -19,18 +19,19 @@ class IntKvCache {
 
   IntKvCache() = default;
   IntKvCache(const ModelConfig& config, std::int64_t positions);
-  // k, v: [positions][K * D].
-  void store(const Machine& machine, ConstRows k, ConstRows v);
+  // k: rows [K * D] of positions first, first + 1, ...; different rows from different threads.
+  void store_keys(const Kernels& kernels, std::int64_t first, ConstRows k);
+  // v: [positions][K * D], of one key/value head; different heads from different threads.
+  void store_values(const Kernels& kernels, std::int64_t head, ConstRows v);
   IntKeyValues head(std::int64_t kv_head) const noexcept;
 
  private:
-  void store_keys(std::int64_t head, ConstRows k);
-  void store_values(std::int64_t head, ConstRows v);
+  IntKeyValuesRoom room(std::int64_t head);
 
-  std::int64_t heads_ = 0;     // K
-  std::int64_t head_dim_ = 0;  // D
-  std::int64_t count_ = 0;     // T
-  std::int64_t padded_ = 0;
+  std::int64_t heads_ = 0;              // K
+  std::int64_t head_dim_ = 0;           // D
+  std::int64_t count_ = 0;              // T
+  std::int64_t padded_ = 0;             // T up to a multiple of kIntBlock
   AlignedBuffer<std::int16_t> keys_;    // [K][padded][D] as IntKeyValues has them
   AlignedBuffer<float> key_scales_;     // [K][padded]
   AlignedBuffer<std::int16_t> values_;  // [K][padded][D]
@@ -40,16 +41,12 @@ class IntKvCache {
 // Whether attention over so many positions is in integers.
 bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t positions);
 
-// softmax(q K^T) V for all rows of q [n, H * D], already divided by sqrt(D); mask: empty, or a byte
-// a key. Allocates its scratch.
-void attend_int(const Machine& machine, const ModelConfig& config, const IntKvCache& cache,
-                KeyMask mask, ConstRows q, Rows out);
 // As attend_kv_head, in integers. scratch: [attention_scratch(count)].
 void attend_kv_head_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
                         std::int64_t kv_head, KeyMask mask, const float* q, float* scratch,
                         float* out) noexcept;
 constexpr std::int64_t attention_scratch(std::int64_t count) {
-  return 2 * kAttendRows * padded(count);
+  return kAttendRows * ((count + kIntBlock - 1) / kIntBlock * kIntBlock);
 }
 
 }  // namespace needle::runtime

@@ -1,56 +1,20 @@
 #include "needle/runtime/layers.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
 namespace needle::runtime {
 namespace {
 
-constexpr float kNormEpsilon = 1e-6f;
 constexpr std::int64_t kQuantizeWork = 4;  // of one float, for Machine::split
 constexpr std::int64_t kInt8Gain = 8;      // integer products in the time of a float's
-constexpr std::int64_t kQueryRows = 32;    // query positions of one head scored at a time
-
-// Eight sums side by side: one would wait for itself at every addition.
-float sum_of_squares(const float* x, std::size_t count) {
-  std::array<float, 8> sums{};
-  std::size_t i = 0;
-  for (; i + sums.size() <= count; i += sums.size()) {
-    for (std::size_t lane = 0; lane < sums.size(); ++lane) {
-      sums[lane] += x[i + lane] * x[i + lane];
-    }
-  }
-  float total = 0;
-  for (; i < count; ++i) {
-    total += x[i] * x[i];
-  }
-  for (const float sum : sums) {
-    total += sum;
-  }
-  return total;
-}
 
 void mask_scores(KeyMask mask, float* scores) {
   for (std::size_t key = 0; key < mask.size(); ++key) {
     // The lowest float, not minus infinity: a row without any allowed key becomes uniform.
     scores[key] = mask[key] != 0 ? scores[key] : std::numeric_limits<float>::lowest();
   }
-}
-
-// softmax(q K^T) V for rows of queries that share a key/value head.
-void attend_head(const Kernels& kernels, const KvCache& cache, std::int64_t kv_head,
-                 std::int64_t count, KeyMask mask, ConstRows q, float* scores, Rows out) {
-  const std::int64_t stride = padded(count);
-  const Panels keys = cache.keys(kv_head, count);
-  kernels.multiply(keys, q, {scores, q.count, stride}, 0, stride / kPanelWidth);
-  for (std::int64_t row = 0; row < q.count; ++row) {
-    mask_scores(mask, scores + row * stride);
-    kernels.softmax(scores + row * stride, count);
-  }
-  const Panels values = cache.values(kv_head, count);
-  kernels.multiply(values, {scores, q.count, stride}, out, 0, padded(values.out) / kPanelWidth);
 }
 
 }  // namespace
@@ -79,9 +43,23 @@ ConstInt8Rows Int8Buffer::quantize(const Machine& machine, ConstRows x, std::int
 Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
                     Int8Buffer& buffer) {
   if (model.numerics == Numerics::kFloat) {
-    return {.x = x};
+    return {.x = x, .in = in};
   }
-  return {.x = x, .codes = buffer.quantize(machine, x, in)};
+  return {.x = x, .in = in, .codes = buffer.quantize(machine, x, in)};
+}
+
+Activations part_of(const Activations& rows, std::int64_t first, std::int64_t count) {
+  Activations part = rows;
+  part.x.data += first * rows.x.stride;
+  part.x.count = count;
+  if (rows.codes.codes != nullptr) {
+    const std::int64_t groups = (rows.in + kPanelGroup - 1) / kPanelGroup;
+    part.codes = {.codes = rows.codes.codes + first * groups * kPanelGroup,
+                  .scales = rows.codes.scales + first,
+                  .offsets = rows.codes.offsets + first * groups,
+                  .count = count};
+  }
+  return part;
 }
 
 void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y) {
@@ -98,14 +76,6 @@ void multiply(const Machine& machine, const Matrix& matrix, const Activations& x
                 [&](std::int64_t begin, std::int64_t end) {
                   machine.kernels->multiply(panels, x.x, y, begin, end);
                 });
-}
-
-void rms_norm(std::span<const float> factors, const float* x, float* y) noexcept {
-  const float mean = sum_of_squares(x, factors.size()) / static_cast<float>(factors.size());
-  const float root = std::sqrt(mean + kNormEpsilon);
-  for (std::size_t i = 0; i < factors.size(); ++i) {
-    y[i] = factors[i] * (x[i] / root);
-  }
 }
 
 RopeTable::RopeTable(const ModelConfig& config, std::int64_t positions)
@@ -125,31 +95,26 @@ RopeTable::RopeTable(const ModelConfig& config, std::int64_t positions)
   }
 }
 
-void RopeTable::rotate(std::int64_t position, float* x) const noexcept {
-  const float* const cos = cos_.data() + position * half_;
-  const float* const sin = sin_.data() + position * half_;
-  for (std::int64_t i = 0; i < half_; ++i) {
-    const float first = x[i];
-    const float second = x[half_ + i];
-    x[i] = first * cos[i] - second * sin[i];
-    x[half_ + i] = second * cos[i] + first * sin[i];
-  }
+HeadTransform head_transform(std::span<const float> factors, const RopeTable* rope,
+                             std::int64_t position, float scale) {
+  return {.head_dim = std::ssize(factors),
+          .factors = factors.data(),
+          .cos = rope == nullptr ? nullptr : rope->cos(position),
+          .sin = rope == nullptr ? nullptr : rope->sin(position),
+          .scale = scale};
 }
 
-void transform_heads(const HeadTransform& transform, std::int64_t heads, Rows rows) noexcept {
-  const auto head_dim = static_cast<std::int64_t>(transform.norm.size());
-  for (std::int64_t row = 0; row < rows.count; ++row) {
-    for (std::int64_t head = 0; head < heads; ++head) {
-      float* const x = rows.data + row * rows.stride + head * head_dim;
-      rms_norm(transform.norm, x, x);
-      if (transform.rope != nullptr) {
-        transform.rope->rotate(transform.first_position + row, x);
-      }
-      if (transform.scale != 1) {
-        std::transform(x, x + head_dim, x, [&](float value) { return value * transform.scale; });
-      }
-    }
+void attend_head(const Kernels& kernels, const KvCache& cache, std::int64_t kv_head,
+                 std::int64_t count, KeyMask mask, ConstRows q, float* scores, Rows out) noexcept {
+  const std::int64_t stride = padded(count);
+  const Panels keys = cache.keys(kv_head, count);
+  kernels.multiply(keys, q, {scores, q.count, stride}, 0, stride / kPanelWidth);
+  for (std::int64_t row = 0; row < q.count; ++row) {
+    mask_scores(mask, scores + row * stride);
+    kernels.softmax(scores + row * stride, count);
   }
+  const Panels values = cache.values(kv_head, count);
+  kernels.multiply(values, {scores, q.count, stride}, out, 0, padded(values.out) / kPanelWidth);
 }
 
 void attend_kv_head(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
@@ -160,32 +125,6 @@ void attend_kv_head(const Kernels& kernels, const ModelConfig& config, const KvC
   const std::int64_t at = kv_head * shared * head_dim;
   attend_head(kernels, cache, kv_head, count, mask, {q + at, shared, head_dim}, scores,
               {out + at, shared, head_dim});
-}
-
-void attend_rows(const Machine& machine, const ModelConfig& config, const KvCache& cache,
-                 std::int64_t count, KeyMask mask, ConstRows q, Rows out) {
-  const std::int64_t head_dim = config.head_dim();
-  const std::int64_t shared = config.num_heads / config.num_kv_heads;
-  const std::int64_t chunks = (q.count + kQueryRows - 1) / kQueryRows;
-  machine.split(
-      config.num_heads * chunks, 2 * kQueryRows * count * head_dim,
-      [&](std::int64_t begin, std::int64_t end) {
-        AlignedBuffer<float> scores(static_cast<std::size_t>(kQueryRows * padded(count)));
-        for (std::int64_t unit = begin; unit < end; ++unit) {
-          const std::int64_t head = unit / chunks;
-          const std::int64_t first = unit % chunks * kQueryRows;
-          const std::int64_t rows = std::min(kQueryRows, q.count - first);
-          attend_head(*machine.kernels, cache, head / shared, count, mask,
-                      {q.data + first * q.stride + head * head_dim, rows, q.stride}, scores.data(),
-                      {out.data + first * out.stride + head * head_dim, rows, out.stride});
-        }
-      });
-}
-
-void add_gated(float gate, const float* y, std::int64_t count, float* x) noexcept {
-  for (std::int64_t i = 0; i < count; ++i) {
-    x[i] += gate * y[i];
-  }
 }
 
 void activate(Activation activation, const float* up, std::int64_t count, float* gate) noexcept {

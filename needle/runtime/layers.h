@@ -38,6 +38,17 @@ struct Machine {
     pool->parallel_for(static_cast<std::size_t>(count), static_cast<std::size_t>(grain),
                        std::cref(chunk));
   }
+
+  // body(thread, threads) on all threads at once; the body must not throw.
+  template <typename Body>
+  void team(Body&& body) const {
+    if (pool == nullptr || pool->thread_count() == 1) {
+      body(std::size_t{0}, std::size_t{1});
+    } else {
+      pool->run_team(std::cref(body));
+    }
+  }
+  std::size_t thread_count() const { return pool == nullptr ? 1 : pool->thread_count(); }
 };
 
 // Room for rows in 8 bits, made once and used by one multiplication after the other.
@@ -58,23 +69,24 @@ class Int8Buffer {
 // x: [n, in]; the views must outlive it.
 struct Activations {
   ConstRows x;
+  std::int64_t in = 0;
   ConstInt8Rows codes{};  // of a model with Numerics::kInt8
 };
 Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
                     Int8Buffer& buffer);
 
+// Rows first .. first + count - 1 of them.
+Activations part_of(const Activations& rows, std::int64_t first, std::int64_t count);
+
 // y = W x for every row. x: [n, in], y: [n, out].
 void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y);
-
-// y = factors * x / sqrt(mean(x^2) + 1e-6); factors: [n], 1 + scale. y may be x.
-void rms_norm(std::span<const float> factors, const float* x, float* y) noexcept;
 
 // cos and sin of t * theta^(-2i/D), float32 [positions][D/2].
 class RopeTable {
  public:
   RopeTable(const ModelConfig& config, std::int64_t positions);
-  // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin); x: [D], in place.
-  void rotate(std::int64_t position, float* x) const noexcept;
+  const float* cos(std::int64_t position) const { return cos_.data() + position * half_; }
+  const float* sin(std::int64_t position) const { return sin_.data() + position * half_; }
 
  private:
   std::int64_t half_;
@@ -82,15 +94,10 @@ class RopeTable {
   std::vector<float> sin_;
 };
 
-// Norms every head of rows [heads * D] and rotates it; without a table (cross-attention) only
-// norms. Then multiplies by `scale`.
-struct HeadTransform {
-  std::span<const float> norm;  // [D]
-  const RopeTable* rope = nullptr;
-  std::int64_t first_position = 0;
-  float scale = 1;
-};
-void transform_heads(const HeadTransform& transform, std::int64_t heads, Rows rows) noexcept;
+// `factors`: [D]. Without a table (cross-attention) heads are only normed and multiplied by
+// `scale`.
+HeadTransform head_transform(std::span<const float> factors, const RopeTable* rope,
+                             std::int64_t position, float scale = 1);
 
 // Which of the keys may be attended to: nothing, all; else one byte a key, 0 = masked.
 using KeyMask = std::span<const std::uint8_t>;
@@ -102,16 +109,13 @@ using KeyMask = std::span<const std::uint8_t>;
 void attend_kv_head(const Kernels& kernels, const ModelConfig& config, const KvCache& cache,
                     std::int64_t kv_head, std::int64_t count, KeyMask mask, const float* q,
                     float* scores, float* out) noexcept;
-// The same for all rows of q and all heads. Allocates its scores.
-void attend_rows(const Machine& machine, const ModelConfig& config, const KvCache& cache,
-                 std::int64_t count, KeyMask mask, ConstRows q, Rows out);
+// The same for rows of queries of one query head.
+void attend_head(const Kernels& kernels, const KvCache& cache, std::int64_t kv_head,
+                 std::int64_t count, KeyMask mask, ConstRows q, float* scores, Rows out) noexcept;
 
 constexpr std::int64_t padded(std::int64_t count) {
   return (count + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
 }
-
-// x += gate * y, `count` floats.
-void add_gated(float gate, const float* y, std::int64_t count, float* x) noexcept;
 
 // gate = act(gate) * up, elementwise.
 void activate(Activation activation, const float* up, std::int64_t count, float* gate) noexcept;

@@ -129,13 +129,18 @@ void Matrix::copy_row(std::int64_t row, float scale, std::span<float> to) const 
   if (is_int4()) {
     const std::int64_t groups = column_groups(in_);
     const float unit = bfloat16_at(int4_.units, row);
-    for (std::int64_t i = 0; i < in_; ++i) {
-      const std::int64_t group = panel * groups + i / kPanelGroup;
-      const std::int64_t at = i % kPanelGroup % 16;
-      const int both = int4_.codes[group * 256 + 64 * (at / 4) + 4 * column + at % 4];
-      const int code = (i % kPanelGroup < 16 ? both & 15 : both >> 4) - 8;
-      const float step = unit * static_cast<float>(int4_.steps[group * kPanelWidth + column]);
-      to[static_cast<std::size_t>(i)] = scale * (step * static_cast<float>(code));
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::uint8_t* const codes = int4_.codes + (panel * groups + group) * 256 + 4 * column;
+      const float step =
+          unit * static_cast<float>(int4_.steps[(panel * groups + group) * kPanelWidth + column]);
+      float values[kPanelGroup];
+      for (std::int64_t at = 0; at < kPanelGroup / 2; ++at) {
+        const int both = codes[64 * (at / 4) + at % 4];
+        values[at] = scale * (step * static_cast<float>((both & 15) - 8));
+        values[kPanelGroup / 2 + at] = scale * (step * static_cast<float>((both >> 4) - 8));
+      }
+      const std::int64_t count = std::min(kPanelGroup, in_ - group * kPanelGroup);
+      std::copy_n(values, count, to.data() + group * kPanelGroup);
     }
     return;
   }

@@ -19,11 +19,11 @@ TEST(SpinBarrierTest, NobodySeesARoundBeforeAllHaveEndedTheLast) {
     pool.run_team([&](std::size_t index, std::size_t count) {
       for (int round = 1; round <= 50; ++round) {
         rounds[index] = round;
-        barrier.wait();
+        barrier.wait(index);
         for (std::size_t other = 0; other < count; ++other) {
           failures[index] += rounds[other] != round;
         }
-        barrier.wait();
+        barrier.wait(index);
       }
     });
     EXPECT_EQ(rounds, std::vector<int>(threads, 50));

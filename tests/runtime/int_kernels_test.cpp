@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -17,7 +18,7 @@
 namespace needle::runtime {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "generic", "avx2", "avx512", "avx512vnni"};
+constexpr const char* kNames[] = {"scalar", "generic", "avx2", "avx512", "avx512vnni", "neon"};
 
 std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> found;
@@ -35,6 +36,18 @@ std::vector<const Kernels*> tables() {
 std::vector<const Kernels*> attending_tables() {
   auto found = tables();
   std::erase_if(found, [](const Kernels* kernels) { return kernels->attend == nullptr; });
+  return found;
+}
+
+// All tables: norms and packing are in each.
+std::vector<const Kernels*> row_tables() {
+  std::vector<const Kernels*> found;
+  for (const char* name : kNames) {
+    try {
+      found.push_back(&find_kernels(name));
+    } catch (const ConfigError&) {
+    }
+  }
   return found;
 }
 
@@ -220,7 +233,12 @@ struct Head {
     config.num_heads = 1;
     config.num_kv_heads = 1;
     cache = IntKvCache(config, count);
-    cache.store({.kernels = &kScalarKernels}, {k.data(), count, dim}, {v.data(), count, dim});
+    store(kScalarKernels);
+  }
+
+  void store(const Kernels& kernels) {
+    cache.store_keys(kernels, 0, {k.data(), count, head_dim});
+    cache.store_values(kernels, 0, {v.data(), count, head_dim});
   }
 
   // softmax(q K^T) V in double.
@@ -262,7 +280,7 @@ TEST(IntKernelsTest, EveryTableAttends) {
       for (const std::int64_t head_dim : {16, 48, 64, 80}) {
         SCOPED_TRACE(format("{} {} keys of {}", kernels->name, count, head_dim));
         const Head head(count, head_dim, 11);
-        constexpr std::int64_t kRows = 9;  // 6 + 2 + 1
+        constexpr std::int64_t kRows = 21;  // 12 + 6 + 2 + 1, 5 * 4 + 1
         auto q = random_floats(static_cast<std::size_t>(kRows * head_dim), 13);
         for (float& value : q) {
           value /= std::sqrt(static_cast<float>(head_dim));
@@ -273,9 +291,13 @@ TEST(IntKernelsTest, EveryTableAttends) {
         for (const auto& mask : {std::vector<std::uint8_t>(), some, none}) {
           std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));
           std::vector<float> out(static_cast<std::size_t>(kRows * head_dim), 77.0f);
-          kernels->attend(head.cache.head(0), mask.empty() ? nullptr : mask.data(),
-                          {q.data(), kRows, head_dim}, scratch.data(),
+          const std::uint8_t* const bytes = mask.empty() ? nullptr : mask.data();
+          kernels->attend(head.cache.head(0), bytes, {q.data(), kRows, head_dim}, scratch.data(),
                           {out.data(), kRows, head_dim});
+          std::vector<float> same(out.size());
+          kScalarKernels.attend(head.cache.head(0), bytes, {q.data(), kRows, head_dim},
+                                scratch.data(), {same.data(), kRows, head_dim});
+          ASSERT_EQ(out, same);
           for (std::int64_t row = 0; row < kRows; ++row) {
             const auto expected = head.attend(q.data() + row * head_dim, mask);
             for (std::int64_t i = 0; i < head_dim; ++i) {
@@ -292,14 +314,42 @@ TEST(IntKernelsTest, EveryTableAttends) {
   }
 }
 
+TEST(IntKernelsTest, EveryTablePacksKeysAndValuesAlike) {
+  for (const Kernels* kernels : row_tables()) {
+    for (const std::int64_t count : {1, 15, 17, 33, 100}) {
+      for (const std::int64_t head_dim : {16, 48, 80}) {
+        SCOPED_TRACE(format("{} {} keys of {}", kernels->name, count, head_dim));
+        Head expected(count, head_dim, 21);
+        Head got(count, head_dim, 21);
+        std::ranges::fill(std::span(expected.k).first(static_cast<std::size_t>(head_dim)), 0.0f);
+        got.k = expected.k;
+        expected.store(kScalarKernels);
+        got.store(*kernels);
+        const auto size = static_cast<std::size_t>((count + 31) / 32 * 32);
+        const auto dim = static_cast<std::size_t>(head_dim);
+        const IntKeyValues a = expected.cache.head(0);
+        const IntKeyValues b = got.cache.head(0);
+        EXPECT_TRUE(
+            std::ranges::equal(std::span(a.keys, size * dim), std::span(b.keys, size * dim)));
+        EXPECT_TRUE(
+            std::ranges::equal(std::span(a.values, size * dim), std::span(b.values, size * dim)));
+        EXPECT_TRUE(
+            std::ranges::equal(std::span(a.key_scales, size), std::span(b.key_scales, size)));
+        EXPECT_TRUE(
+            std::ranges::equal(std::span(a.value_scales, dim), std::span(b.value_scales, dim)));
+        EXPECT_GT(a.value_scales[0], 0.0f);
+      }
+    }
+  }
+}
+
 // All shares at their largest, times the largest values: the most that 32 bits have to hold.
 TEST(IntKernelsTest, EqualKeysOfManyPositionsDoNotOverflow) {
   for (const std::int64_t count : {256, 300, 5000}) {
     Head head(count, 16, 3);
     std::ranges::fill(head.k, 1.0f);
     std::ranges::fill(head.v, 2.0f);
-    head.cache.store({.kernels = &kScalarKernels}, {head.k.data(), count, 16},
-                     {head.v.data(), count, 16});
+    head.store(kScalarKernels);
     const std::vector<float> q(16, 0.5f);
     for (const Kernels* kernels : attending_tables()) {
       std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));

@@ -14,7 +14,7 @@
 namespace needle::runtime {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni"};
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni", "neon"};
 
 const Kernels* kernels_or_null(const char* name) {
   try {
@@ -151,6 +151,103 @@ TEST(KernelsTest, EveryTableTakesTheSameSoftmax) {
         // exp within 2 units in the last place, a sum of `count` terms, one division.
         EXPECT_NEAR(got.data()[i], expected.data()[i], 1e-6f * expected.data()[i] + 1e-30f)
             << name << " " << count << " " << i;
+      }
+    }
+  }
+}
+
+// The definition in double, and the same bits from every table.
+TEST(KernelsTest, EveryTableAddsAndNormsAlike) {
+  for (const std::int64_t width : {1, 15, 16, 40, 64, 129, 512}) {
+    constexpr std::int64_t kRows = 3;
+    const std::int64_t stride = width + 5;
+    const auto size = static_cast<std::size_t>(kRows * stride);
+    const auto x = random_floats(size, 3);
+    const auto update = random_floats(size, 4);
+    const auto factors = random_floats(static_cast<std::size_t>(width), 5);
+    for (const bool adds : {false, true}) {
+      const auto run = [&](const Kernels& kernels, bool in_place) {
+        std::vector<float> sum = x;
+        std::vector<float> y(size, 77.0f);
+        float* const to = in_place ? sum.data() : y.data();
+        kernels.add_norm(0.3f, {adds ? update.data() : nullptr, kRows, stride}, factors.data(),
+                         width, {sum.data(), kRows, stride}, {to, kRows, stride});
+        if (!in_place) {
+          sum.insert(sum.end(), y.begin(), y.end());
+        }
+        return sum;
+      };
+      const auto expected = run(kScalarKernels, false);
+      for (std::int64_t row = 0; row < kRows; ++row) {
+        double squares = 0;
+        for (std::int64_t i = 0; i < width; ++i) {
+          const auto at = static_cast<std::size_t>(row * stride + i);
+          ASSERT_NEAR(expected[at], x[at] + (adds ? 0.3f * update[at] : 0.0f), 1e-6f);
+          squares += static_cast<double>(expected[at]) * expected[at];
+        }
+        const double root = std::sqrt(squares / static_cast<double>(width) + 1e-6);
+        for (std::int64_t i = 0; i < width; ++i) {
+          const auto at = static_cast<std::size_t>(row * stride + i);
+          const double normed = factors[static_cast<std::size_t>(i)] * expected[at] / root;
+          ASSERT_NEAR(expected[size + at], normed, 1e-6 * std::abs(normed) + 1e-12);
+        }
+      }
+      for (const char* name : kNames) {
+        if (const Kernels* kernels = kernels_or_null(name)) {
+          ASSERT_EQ(run(*kernels, false), expected) << name << ' ' << width;
+          ASSERT_EQ(run(*kernels, true), run(kScalarKernels, true)) << name << ' ' << width;
+        }
+      }
+    }
+  }
+}
+
+TEST(KernelsTest, EveryTableTransformsHeadsAlike) {
+  for (const std::int64_t dim : {2, 6, 12, 16, 48, 64, 80}) {
+    constexpr std::int64_t kRows = 3;
+    constexpr std::int64_t kHeads = 2;
+    const std::int64_t stride = kHeads * dim + 3;
+    const auto x = random_floats(static_cast<std::size_t>(kRows * stride), 6);
+    const auto factors = random_floats(static_cast<std::size_t>(dim), 7);
+    const auto cos = random_floats(static_cast<std::size_t>(kRows * dim / 2), 8);
+    const auto sin = random_floats(static_cast<std::size_t>(kRows * dim / 2), 9);
+    for (const bool rotates : {false, true}) {
+      const HeadTransform transform{.head_dim = dim,
+                                    .factors = factors.data(),
+                                    .cos = rotates ? cos.data() : nullptr,
+                                    .sin = rotates ? sin.data() : nullptr,
+                                    .scale = 0.3f};
+      const auto run = [&](const Kernels& kernels) {
+        std::vector<float> rows = x;
+        kernels.transform_heads(transform, kHeads, {rows.data(), kRows, stride});
+        return rows;
+      };
+      const auto expected = run(kScalarKernels);
+      for (std::int64_t row = 0; row < kRows; ++row) {  // the second head, by the definition
+        const float* const from = x.data() + row * stride + dim;
+        std::vector<double> head(from, from + dim);
+        double squares = 0;
+        for (const double value : head) {
+          squares += value * value;
+        }
+        const double root = std::sqrt(squares / static_cast<double>(dim) + 1e-6);
+        for (std::int64_t i = 0; i < dim; ++i) {
+          head[static_cast<std::size_t>(i)] *= factors[static_cast<std::size_t>(i)] / root;
+        }
+        for (std::int64_t i = 0; i < dim; ++i) {
+          const std::int64_t half = dim / 2;
+          const auto other = static_cast<std::size_t>(i < half ? i + half : i - half);
+          const auto at = static_cast<std::size_t>(row * half + i % half);
+          const double turned = head[static_cast<std::size_t>(i)] * cos[at] +
+                                (i < half ? -1 : 1) * head[other] * sin[at];
+          ASSERT_NEAR(expected[static_cast<std::size_t>(row * stride + dim + i)],
+                      0.3 * (rotates ? turned : head[static_cast<std::size_t>(i)]), 3e-6);
+        }
+      }
+      for (const char* name : kNames) {
+        if (const Kernels* kernels = kernels_or_null(name)) {
+          ASSERT_EQ(run(*kernels), expected) << name << ' ' << dim;
+        }
       }
     }
   }

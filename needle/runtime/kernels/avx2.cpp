@@ -7,7 +7,9 @@ namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 8;
+#include "needle/runtime/kernels/attention_avx2.inc"
 #include "needle/runtime/kernels/int8_avx2.inc"
+#include "needle/runtime/kernels/rows.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept {
@@ -22,6 +24,10 @@ const Kernels kAvx2Kernels{.name = "avx2",
                            .softmax = softmax,
                            .quantize = quantize,
                            .multiply_int4 = multiply_int4,
-                           .attend = nullptr};
+                           .attend = attend,
+                           .add_norm = add_norm,
+                           .transform_heads = transform_heads,
+                           .pack_keys = pack_keys,
+                           .pack_values = pack_values};
 
 }  // namespace needle::runtime

@@ -8,7 +8,8 @@ namespace needle::runtime {
 namespace {
 
 constexpr int kLanes = 16;
-#include "needle/runtime/kernels/int8_quantize.inc"
+#include "needle/runtime/kernels/attention_avx512.inc"
+#include "needle/runtime/kernels/rows.inc"
 #include "needle/runtime/kernels/vector_loops.inc"
 
 bool supported() noexcept {
@@ -16,10 +17,74 @@ bool supported() noexcept {
          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512vnni") != 0;
 }
 
+// Of each half of a register, in all its lanes.
+inline __m512i sum_of_halves(__m512i lanes) {
+  lanes = _mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_BADC));
+  lanes = _mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_CDAB));
+  return _mm512_add_epi32(lanes, _mm512_shuffle_i64x2(lanes, lanes, _MM_PERM_CDAB));
+}
+
+// 64 floats, of which `count` exist, to codes; -8 times the sums of the two groups in the lowest
+// lanes of the halves.
+inline __m512i quantize_64(const float* from, std::int64_t count, __m512 factor,
+                           std::int8_t* codes) {
+  __m512i rounded_codes[4];
+  for (int i = 0; i < 4; ++i) {
+    const std::int64_t valid = count - 16 * i;
+    const auto mask = static_cast<__mmask16>(valid >= 16  ? 0xFFFF
+                                             : valid <= 0 ? 0
+                                                          : (1 << valid) - 1);
+    rounded_codes[i] =
+        _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, from + 16 * i), factor));
+  }
+  const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(rounded_codes[0], rounded_codes[1]),
+                                            _mm512_packs_epi32(rounded_codes[2], rounded_codes[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i in_order = _mm512_permutexvar_epi32(order, packed);
+  const auto groups = static_cast<__mmask16>(count > kPanelGroup ? 0xFFFF : 0xFF);
+  _mm512_mask_storeu_epi32(codes, groups, in_order);
+  const __m512i sums =
+      sum_of_halves(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), in_order));
+  return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 3));
+}
+
+void quantize(ConstRows x, std::int64_t in, Int8Rows to) noexcept {
+  const std::int64_t groups = (in + kPanelGroup - 1) / kPanelGroup;
+  for (std::int64_t row = 0; row < x.count; ++row) {
+    const float* const from = x.data + row * x.stride;
+    const std::int32_t bits = largest_magnitude(from, in);
+    float largest;
+    __builtin_memcpy(&largest, &bits, sizeof largest);
+    const bool usable = bits < kInfinityBits && largest > 1e-30f;
+    to.scales[row] = bits >= kInfinityBits ? __builtin_nanf("") : (usable ? largest / 127 : 0.0f);
+    std::int8_t* const codes = to.codes + row * groups * kPanelGroup;
+    std::int32_t* const offsets = to.offsets + row * groups;
+    if (!usable) {
+      __builtin_memset(codes, 0, static_cast<std::size_t>(groups * kPanelGroup));
+      __builtin_memset(offsets, 0, static_cast<std::size_t>(groups) * sizeof offsets[0]);
+      continue;
+    }
+    const __m512 factor = _mm512_set1_ps(127 / largest);
+    for (std::int64_t i = 0; i < in; i += 2 * kPanelGroup) {
+      const __m512i sums = quantize_64(from + i, in - i, factor, codes + i);
+      const std::int64_t group = i / kPanelGroup;
+      offsets[group] = _mm_cvtsi128_si32(_mm512_castsi512_si128(sums));
+      if (group + 1 < groups) {
+        offsets[group + 1] = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2));
+      }
+    }
+  }
+}
+
 inline __m512i four_codes(const std::int8_t* from) {
   std::int32_t four;
   __builtin_memcpy(&four, from, sizeof four);
   return _mm512_set1_epi32(four);
+}
+
+// sum += four products of bytes a lane; assembly for the reason of add_pairs.
+inline void add_quads(__m512i& sum, __m512i weights, __m512i codes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
 }
 
 inline __m512i load_steps(const std::uint8_t* from) {
@@ -69,19 +134,92 @@ void tile(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows y,
         const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_mask);
         for (int r = 0; r < kRows; ++r) {
           const std::int8_t* const codes = from + r * groups * kPanelGroup + 4 * quad;
-          dots[b][r] = _mm512_dpbusd_epi32(dots[b][r], low, four_codes(codes));
-          dots[b][r] = _mm512_dpbusd_epi32(dots[b][r], high, four_codes(codes + 16));
+          add_quads(dots[b][r], low, four_codes(codes));
+          add_quads(dots[b][r], high, four_codes(codes + 16));
         }
       }
     }
     for (int b = 0; b < kBlocks; ++b) {
       const __m512i steps = load_steps(w.steps + ((block + b) * groups + group) * kPanelWidth);
       for (int r = 0; r < kRows; ++r) {
-        sums[b][r] = _mm512_dpwssd_epi32(sums[b][r], dots[b][r], steps);
+        add_pairs(sums[b][r], dots[b][r], steps);
       }
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
+    for (int r = 0; r < kRows; ++r) {
+      store_block(w, block + b, sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
+    }
+  }
+}
+
+// Two blocks' codes as bytes and their steps widened, once for many rows: unpacking costs as much
+// as three dot products, on the same ports.
+constexpr std::int64_t kWideGroups = 64;  // 74 kB on the stack at most; 18 with 512 inputs
+constexpr std::int64_t kWideRows = 12;    // fewer are not worth it
+struct WideBlocks {
+  alignas(64) std::uint8_t codes[kWideGroups][8][2][64];  // a group's 4 inputs x 8, block, 16 x 4
+  alignas(64) std::int32_t steps[kWideGroups][2][16];
+};
+
+inline void widen(const Int4Matrix& w, std::int64_t block, std::int64_t groups, WideBlocks& to) {
+  const __m512i low_mask = _mm512_set1_epi8(15);
+  for (std::int64_t group = 0; group < groups; ++group) {
+    for (int b = 0; b < 2; ++b) {
+      const std::int64_t at = (block + b) * groups + group;
+      for (int quad = 0; quad < 4; ++quad) {
+        const __m512i both = _mm512_loadu_si512(w.codes + at * 256 + 64 * quad);
+        _mm512_store_si512(to.codes[group][quad][b], _mm512_and_si512(both, low_mask));
+        _mm512_store_si512(to.codes[group][quad + 4][b],
+                           _mm512_and_si512(_mm512_srli_epi16(both, 4), low_mask));
+      }
+      _mm512_store_si512(to.steps[group][b], load_steps(w.steps + at * kPanelWidth));
+    }
+  }
+}
+
+template <int kRows>
+void wide_tile(const Int4Matrix& w, const WideBlocks& wide, const ConstInt8Rows& x,
+               std::int64_t row, Rows y, std::int64_t block) {
+  const std::int64_t groups = (w.in + kPanelGroup - 1) / kPanelGroup;
+  __m512i sums[2][kRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    sums[0][r] = _mm512_setzero_si512();
+    sums[1][r] = _mm512_setzero_si512();
+  }
+  const std::int8_t* from = x.codes + row * groups * kPanelGroup;
+  const std::int32_t* offsets = x.offsets + row * groups;
+  for (std::int64_t group = 0; group < groups; ++group, from += kPanelGroup, ++offsets) {
+    __m512i dots[2][kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      dots[0][r] = _mm512_set1_epi32(offsets[r * groups]);
+      dots[1][r] = _mm512_set1_epi32(offsets[r * groups]);
+    }
+#pragma GCC unroll 8
+    for (int quad = 0; quad < 8; ++quad) {
+      const __m512i first = _mm512_load_si512(wide.codes[group][quad][0]);
+      const __m512i second = _mm512_load_si512(wide.codes[group][quad][1]);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i codes = four_codes(from + r * groups * kPanelGroup + 4 * quad);
+        add_quads(dots[0][r], first, codes);
+        add_quads(dots[1][r], second, codes);
+      }
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < 2; ++b) {
+      const __m512i steps = _mm512_load_si512(wide.steps[group][b]);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        add_pairs(sums[b][r], dots[b][r], steps);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int b = 0; b < 2; ++b) {
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       store_block(w, block + b, sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
     }
@@ -113,14 +251,13 @@ void one_row(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows
       for (int b = 0; b < kBlocks; ++b) {
         const __m512i both =
             _mm512_loadu_si512(w.codes + ((block + b) * groups + group) * 256 + 64 * quad);
-        low[b] = _mm512_dpbusd_epi32(low[b], _mm512_and_si512(both, low_mask), first);
-        high[b] = _mm512_dpbusd_epi32(high[b], _mm512_andnot_si512(low_mask, both), second);
+        add_quads(low[b], _mm512_and_si512(both, low_mask), first);
+        add_quads(high[b], _mm512_andnot_si512(low_mask, both), second);
       }
     }
     for (int b = 0; b < kBlocks; ++b) {
       const __m512i dots = _mm512_add_epi32(low[b], _mm512_srai_epi32(high[b], 4));
-      sums[b] = _mm512_dpwssd_epi32(
-          sums[b], dots, load_steps(w.steps + ((block + b) * groups + group) * kPanelWidth));
+      add_pairs(sums[b], dots, load_steps(w.steps + ((block + b) * groups + group) * kPanelWidth));
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
@@ -147,14 +284,34 @@ void some_rows(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Ro
   }
 }
 
+constexpr int kTileRows8 = 6;
+
+// All rows by the blocks `block` and `block` + 1, widened.
+void multiply_wide(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int64_t begin,
+                   std::int64_t end) {
+  WideBlocks wide;
+  const std::int64_t whole = x.count / kTileRows8 * kTileRows8;
+  for (std::int64_t block = begin; block < end; block += 2) {
+    widen(w, block, (w.in + kPanelGroup - 1) / kPanelGroup, wide);
+    for (std::int64_t row = 0; row < whole; row += kTileRows8) {
+      wide_tile<kTileRows8>(w, wide, x, row, y, block);
+    }
+    some_rows<2>(w, x, whole, y, block);
+  }
+}
+
 void multiply_int4(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int64_t begin,
                    std::int64_t end) noexcept {
-  constexpr int kTileRows8 = 6;
   std::int64_t block = begin;
   if (x.count == 1) {
     for (; block + 4 <= end; block += 4) {
       one_row<4>(w, x, 0, y, block);
     }
+  }
+  if (x.count >= kWideRows && w.in <= kWideGroups * kPanelGroup) {
+    const std::int64_t pairs = (end - begin) / 2;
+    multiply_wide(w, x, y, begin, begin + 2 * pairs);
+    block = begin + 2 * pairs;
   }
   for (; block < end; block += 2) {
     const bool pair = block + 2 <= end;
@@ -166,177 +323,13 @@ void multiply_int4(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int
   }
 }
 
-// kRows queries against all keys. The scores of a row lie in `scores`, its probabilities in
-// `shares`, both [kRows][16 * ceil(T / 16)].
-template <int kRows>
-struct AttentionTile {
-  const IntKeyValues& kv;
-  const std::uint8_t* mask;
-  std::int64_t padded;
-  float* scores;
-  std::int16_t* shares;
-
-  std::int16_t codes[kRows][kMaxIntHeadDim];
-  float scales[kRows];
-  float highest[kRows];
-  std::int32_t totals[kRows];
-
-  void quantize_queries(const float* q, std::int64_t stride) {
-    for (int r = 0; r < kRows; ++r) {
-      const float* const from = q + r * stride;
-      __m512 largest = _mm512_setzero_ps();
-      for (std::int64_t i = 0; i < kv.head_dim; i += 16) {
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
-      }
-      const float magnitude = _mm512_reduce_max_ps(largest);
-      const __m512 factor = _mm512_set1_ps(magnitude > 1e-30f ? kLargestCode / magnitude : 0.0f);
-      for (std::int64_t i = 0; i < kv.head_dim; i += 16) {
-        const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + i), factor));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes[r] + i), _mm512_cvtepi32_epi16(code));
-      }
-      scales[r] = magnitude / kLargestCode;
-    }
-  }
-
-  void score() {
-    const std::int64_t pairs = kv.head_dim / 2;
-    const __m512 lowest = _mm512_set1_ps(-3.402823466e+38f);
-    __m512 largest[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      largest[r] = lowest;
-    }
-    for (std::int64_t t = 0; t < kv.count; t += 16) {
-      __m512i dots[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        dots[r] = _mm512_setzero_si512();
-      }
-      const std::int16_t* const block = kv.keys + t * kv.head_dim;
-      for (std::int64_t pair = 0; pair < pairs; ++pair) {
-        const __m512i keys = _mm512_loadu_si512(block + 32 * pair);
-        for (int r = 0; r < kRows; ++r) {
-          std::int32_t two;
-          __builtin_memcpy(&two, codes[r] + 2 * pair, sizeof two);
-          dots[r] = _mm512_dpwssd_epi32(dots[r], keys, _mm512_set1_epi32(two));
-        }
-      }
-      const __m512 key_scales = _mm512_loadu_ps(kv.key_scales + t);
-      const std::int64_t valid = kv.count - t;
-      auto allowed = static_cast<__mmask16>(valid >= 16 ? 0xFFFF : (1 << valid) - 1);
-      if (mask != nullptr) {
-        allowed = static_cast<__mmask16>(
-            allowed & _mm_mask_test_epi8_mask(allowed, _mm_maskz_loadu_epi8(allowed, mask + t),
-                                              _mm_set1_epi8(-1)));
-      }
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]),
-                                            _mm512_mul_ps(_mm512_set1_ps(scales[r]), key_scales));
-        const __m512 value = _mm512_mask_mov_ps(lowest, allowed, scaled);
-        _mm512_storeu_ps(scores + r * padded + t, value);
-        largest[r] = _mm512_max_ps(largest[r], value);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      highest[r] = _mm512_reduce_max_ps(largest[r]);
-    }
-  }
-
-  void share_out() {
-    const std::int64_t limit = kShares / kv.count;
-    const auto largest_share = static_cast<float>(limit < kLargestShare ? limit : kLargestShare);
-    for (int r = 0; r < kRows; ++r) {
-      __m512i total = _mm512_setzero_si512();
-      for (std::int64_t t = 0; t < padded; t += 16) {
-        const Vector weight =
-            exponential(load(scores + r * padded + t) - highest[r]) * largest_share;
-        const std::int64_t valid = kv.count - t;
-        const auto inside = static_cast<__mmask16>(valid >= 16 ? 0xFFFF : (1 << valid) - 1);
-        const __m512i share = _mm512_maskz_cvtps_epi32(inside, (__m512)weight);
-        total = _mm512_add_epi32(total, share);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(shares + r * padded + t),
-                            _mm512_cvtepi32_epi16(share));
-      }
-      totals[r] = _mm512_reduce_add_epi32(total);
-    }
-  }
-
-  // Of 16 * kBlocks channels from `channel` on.
-  template <int kBlocks>
-  void weigh(std::int64_t channel, float* out, std::int64_t stride) {
-    __m512i sums[kRows][kBlocks];
-    for (int r = 0; r < kRows; ++r) {
-      for (int b = 0; b < kBlocks; ++b) {
-        sums[r][b] = _mm512_setzero_si512();
-      }
-    }
-    for (std::int64_t t = 0; t < kv.count; t += 2) {
-      const std::int16_t* const from = kv.values + t * kv.head_dim + 2 * channel;
-      __m512i values[kBlocks];
-      for (int b = 0; b < kBlocks; ++b) {
-        values[b] = _mm512_loadu_si512(from + 32 * b);
-      }
-      for (int r = 0; r < kRows; ++r) {
-        std::int32_t two;
-        __builtin_memcpy(&two, shares + r * padded + t, sizeof two);
-        for (int b = 0; b < kBlocks; ++b) {
-          sums[r][b] = _mm512_dpwssd_epi32(sums[r][b], values[b], _mm512_set1_epi32(two));
-        }
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 total = _mm512_set1_ps(static_cast<float>(totals[r]));
-      for (int b = 0; b < kBlocks; ++b) {
-        const __m512 scale =
-            _mm512_div_ps(_mm512_loadu_ps(kv.value_scales + channel + 16 * b), total);
-        _mm512_storeu_ps(out + r * stride + channel + 16 * b,
-                         _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][b]), scale));
-      }
-    }
-  }
-};
-
-template <int kRows>
-void attend_tile(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, std::int64_t row,
-                 float* scratch, Rows out) {
-  const std::int64_t padded = (kv.count + 15) / 16 * 16;
-  AttentionTile<kRows> tile{.kv = kv,
-                            .mask = mask,
-                            .padded = padded,
-                            .scores = scratch,
-                            .shares = reinterpret_cast<std::int16_t*>(scratch + kRows * padded)};
-  tile.quantize_queries(q.data + row * q.stride, q.stride);
-  tile.score();
-  tile.share_out();
-  float* const to = out.data + row * out.stride;
-  std::int64_t channel = 0;
-  for (; channel + 64 <= kv.head_dim; channel += 64) {
-    tile.template weigh<4>(channel, to, out.stride);
-  }
-  for (; channel < kv.head_dim; channel += 16) {
-    tile.template weigh<1>(channel, to, out.stride);
-  }
-}
-
-void attend(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float* scratch,
-            Rows out) noexcept {
-  std::int64_t row = 0;
-  for (; row + kAttendRows <= q.count; row += kAttendRows) {
-    attend_tile<kAttendRows>(kv, mask, q, row, scratch, out);
-  }
-  for (; row + 2 <= q.count; row += 2) {
-    attend_tile<2>(kv, mask, q, row, scratch, out);
-  }
-  if (row < q.count) {
-    attend_tile<1>(kv, mask, q, row, scratch, out);
-  }
-}
-
 // 24 sums as in the largest tile; the operands pass through empty assembly so that no loop is
 // foreseen.
 std::int64_t peak(std::int64_t rounds) noexcept {
-  constexpr int kSums = 24;
+  constexpr int kChains = 24;
   constexpr int kRepeats = 16;
-  __m512i sums[kSums];
-  for (int i = 0; i < kSums; ++i) {
+  __m512i sums[kChains];
+  for (int i = 0; i < kChains; ++i) {
     sums[i] = _mm512_set1_epi32(i);
   }
   __m512i a = _mm512_set1_epi8(3);
@@ -345,16 +338,16 @@ std::int64_t peak(std::int64_t rounds) noexcept {
     asm volatile("" : "+v"(a), "+v"(b));
     for (int repeat = 0; repeat < kRepeats; ++repeat) {
 #pragma GCC unroll 24
-      for (int i = 0; i < kSums; ++i) {
+      for (int i = 0; i < kChains; ++i) {
         sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
       }
     }
   }
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) {
+  for (int i = 0; i < kChains; ++i) {
     asm volatile("" : : "v"(sums[i]));
   }
-  return rounds * kRepeats * kSums * 64;
+  return rounds * kRepeats * kChains * 64;
 }
 
 }  // namespace
@@ -366,6 +359,10 @@ const Kernels kAvx512VnniKernels{.name = "avx512vnni",
                                  .quantize = quantize,
                                  .multiply_int4 = multiply_int4,
                                  .attend = attend,
+                                 .add_norm = add_norm,
+                                 .transform_heads = transform_heads,
+                                 .pack_keys = pack_keys,
+                                 .pack_values = pack_values,
                                  .peak = peak};
 
 }  // namespace needle::runtime

@@ -12,6 +12,8 @@ namespace {
 constexpr const Kernels* kTables[] = {
 #if defined(__x86_64__)
     &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
+#elif defined(__aarch64__)
+    &kNeonKernels,
 #endif
     &kGenericKernels,    &kScalarKernels,
 };

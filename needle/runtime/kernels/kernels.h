@@ -63,15 +63,25 @@ struct Int8Rows {
 
 // Keys and values of one key/value head in 12 bits, all positions visible to every query:
 // key[t][i] = key_scale[t] * code, value[t][i] = value_scale[i] * code. With 8 bits, attention over
-// the prompt was measured to change one answer in 33.
+// the prompt was measured to change one answer in 33. Blocks of 32 positions, zeros past T; the
+// values of positions t and t + 16 of a block lie side by side.
 struct IntKeyValues {
   std::int64_t count = 0;                // T, 1 to kMaxIntPositions
   std::int64_t head_dim = 0;             // D, a multiple of 16, at most kMaxIntHeadDim
-  const std::int16_t* keys = nullptr;    // [ceil(T / 16)][D / 2][16][2]
-  const float* key_scales = nullptr;     // [16 * ceil(T / 16)]
-  const std::int16_t* values = nullptr;  // [ceil(T / 2)][D][2], zeros past T
+  const std::int16_t* keys = nullptr;    // [ceil(T / 32)][2][D / 2][16][2]
+  const float* key_scales = nullptr;     // [32 * ceil(T / 32)]
+  const std::int16_t* values = nullptr;  // [ceil(T / 32)][16][D][2]
   const float* value_scales = nullptr;   // [D]
 };
+// The same, to be written.
+struct IntKeyValuesRoom {
+  std::int64_t head_dim = 0;
+  std::int16_t* keys = nullptr;
+  float* key_scales = nullptr;
+  std::int16_t* values = nullptr;
+  float* value_scales = nullptr;
+};
+inline constexpr std::int64_t kIntBlock = 32;       // positions
 inline constexpr std::int32_t kLargestCode = 2047;  // squared times kMaxIntHeadDim fits 32 bits
 inline constexpr std::int64_t kMaxIntPositions = 1 << 16;
 // A probability relative to the largest is at most min(kLargestShare, kShares / T): all of them
@@ -79,10 +89,33 @@ inline constexpr std::int64_t kMaxIntPositions = 1 << 16;
 inline constexpr std::int64_t kLargestShare = 4095;
 inline constexpr std::int64_t kShares = 1 << 20;
 inline constexpr std::int64_t kMaxIntHeadDim = 256;
-inline constexpr std::int64_t kAttendRows = 6;  // queries at a time
+inline constexpr std::int64_t kAttendRows = 12;  // queries at a time
+
+// 2^f for |f| <= 1/2 within 7.5e-5, a third of what rounding to a share of 12 bits does. Minimax in
+// the relative error.
+inline constexpr float kPower0 = 0.99992805719f;
+inline constexpr float kPower1 = 0.69326096773f;
+inline constexpr float kPower2 = 0.24261112511f;
+inline constexpr float kPower3 = 0.05517166853f;
+inline constexpr float kLeastPower = -24.0f;  // below, a share of 12 bits is 0
+inline constexpr float kLog2E = 1.44269504089f;
+inline constexpr float kRounder =
+    12582912.0f;  // 1.5 * 2^23: adding it leaves no room for fractions
+
+inline constexpr float kNormEpsilon = 1e-6f;
+
+// What becomes of every head of a projection's rows: norm, rotation, scale.
+struct HeadTransform {
+  std::int64_t head_dim = 0;       // D
+  const float* factors = nullptr;  // [D], the norm's
+  // Cosines and sines of the rows' positions, [rows][D / 2], or nullptr: no rotation.
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  float scale = 1;
+};
 
 struct Kernels {
-  // "scalar", "generic", "avx2", "avx512", "avx512vnni"; NEEDLE_ISA selects by it
+  // "scalar", "generic", "avx2", "avx512", "avx512vnni", "neon"; NEEDLE_ISA selects by it
   const char* name;
   bool (*supported)() noexcept;  // asks the CPU, not the compiler
 
@@ -96,8 +129,8 @@ struct Kernels {
   // 16; what lies there is overwritten.
   void (*softmax)(float* row, std::int64_t count) noexcept;
 
-  // The integer kernels are nullptr in tables whose float loops are faster: a model then computes
-  // in float (generic: all of it; avx2 and avx512: attention).
+  // The next three are nullptr in generic, whose float loops are faster: a model then computes in
+  // float.
 
   // The `in` floats of each row in 8 bits: scale = largest magnitude / 127, codes rounded to the
   // nearest, ties to even. A row of zeros, or with a value that is not finite, has scale 0 or NaN
@@ -112,9 +145,25 @@ struct Kernels {
   // out = softmax(q K^T) V for rows of queries [D], already divided by sqrt(D). Queries in 12
   // bits with a scale each, probabilities as integer shares of the row's largest. mask: a byte a
   // key, 0 = masked, or nullptr; a query whose keys are all masked attends uniformly. scratch: room
-  // for 2 * kAttendRows * 16 * ceil(T / 16) floats. A row's result does not depend on the others.
+  // for kAttendRows * 32 * ceil(T / 32) floats. A row's result does not depend on the others, and
+  // every table gives the same bits.
   void (*attend)(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float* scratch,
                  Rows out) noexcept;
+
+  // The rest of a layer, over rows. Every table gives the same bits: sums of squares are sixteen
+  // sums (of the elements i, i + 16, ...), then eight, four, two, one; nothing is fused.
+
+  // x[r] += gate * update[r], unless update.data is nullptr; then, unless y.data is nullptr,
+  // y[r] = factors * (x[r] / sqrt(mean(x[r]^2) + 1e-6)). factors: [width].
+  void (*add_norm)(float gate, ConstRows update, const float* factors, std::int64_t width, Rows x,
+                   Rows y) noexcept;
+  // For each of `heads` heads [D] of the rows, in place: normed with the factors, rotated as
+  // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), multiplied by the scale.
+  void (*transform_heads)(const HeadTransform& transform, std::int64_t heads, Rows rows) noexcept;
+  // The keys of one head, rows [D], as positions first .. first + count - 1.
+  void (*pack_keys)(ConstRows keys, std::int64_t first, const IntKeyValuesRoom& to) noexcept;
+  // The values of one head at all positions, rows [D]; a scale a channel needs all of them.
+  void (*pack_values)(ConstRows values, const IntKeyValuesRoom& to) noexcept;
 
   // Runs nothing but independent 8-bit dot products, `rounds` times, and returns how many
   // multiplications that was: the measure of multiply_int4. nullptr where there is none.
@@ -131,5 +180,6 @@ extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;        // x86-64 only
 extern const Kernels kAvx512Kernels;      // x86-64 only
 extern const Kernels kAvx512VnniKernels;  // x86-64 only
+extern const Kernels kNeonKernels;        // 64-bit ARM only
 
 }  // namespace needle::runtime

@@ -8,6 +8,7 @@ namespace {
 
 #include "needle/runtime/kernels/int8_portable.inc"
 #include "needle/runtime/kernels/int_attention.inc"
+#include "needle/runtime/kernels/rows_scalar.inc"
 
 bool supported() noexcept { return true; }
 
@@ -61,6 +62,10 @@ const Kernels kScalarKernels{.name = "scalar",
                              .softmax = softmax,
                              .quantize = quantize,
                              .multiply_int4 = multiply_int4,
-                             .attend = attend};
+                             .attend = attend,
+                             .add_norm = add_norm,
+                             .transform_heads = transform_heads,
+                             .pack_keys = pack_keys,
+                             .pack_values = pack_values};
 
 }  // namespace needle::runtime
