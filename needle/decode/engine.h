@@ -29,7 +29,15 @@ class EngineSession {
   virtual void rewind(std::int64_t position) = 0;
 };
 
-// Immutable once made; `start` and `embed` are safe from several threads.
+// What a session is to be fed in a pass of several, and what comes of it.
+struct SessionFeed {
+  EngineSession* session = nullptr;
+  std::span<const TokenId> tokens;     // at least one
+  const TokenSet* wanted = nullptr;    // as in EngineSession::feed
+  std::span<const float> logits = {};  // out: float32 [V], valid until the session's next call
+};
+
+// Immutable once made; `start`, `feed` and `embed` are safe from several threads.
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -38,6 +46,13 @@ class Engine {
   // tokens of the session.
   virtual std::unique_ptr<EngineSession> start(std::span<const TokenId> prompt,
                                                std::int64_t max_tokens) const = 0;
+  // Feeds several sessions of this engine, each at most once and none in use elsewhere, as if one
+  // after the other; an engine may do it in one pass.
+  virtual void feed(std::span<SessionFeed> feeds) const {
+    for (SessionFeed& one : feeds) {
+      one.logits = one.session->feed(one.tokens, one.wanted);
+    }
+  }
   // Contrastive embedding of one text, unit length [contrastive_dim]. An empty text embeds like
   // padding.
   virtual std::vector<float> embed(std::span<const TokenId> text) const = 0;

@@ -1,6 +1,8 @@
 #include "needle/runtime/engine.h"
 
 #include <algorithm>
+#include <array>
+#include <mutex>
 #include <utility>
 
 #include "needle/core/error.h"
@@ -35,7 +37,8 @@ class RuntimeSession final : public EngineSession {
         buffers_(machine, model, std::ssize(rows_), 1,
                  std::max(request_->prompt_tokens, request_->max_tokens)) {}
 
-  std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet* wanted) override {
+  // Throws needle::Error if `feed` would.
+  void check(std::span<const TokenId> tokens, const TokenSet* wanted) const {
     NEEDLE_CHECK(!tokens.empty(), "feed needs at least one token");
     NEEDLE_CHECK(wanted == nullptr || wanted->vocab_size() == model_.config.vocab_size,
                  "a set over {} tokens; the vocabulary has {}", wanted->vocab_size(),
@@ -43,6 +46,10 @@ class RuntimeSession final : public EngineSession {
     check_tokens(model_.config, tokens);
     NEEDLE_CHECK(std::ssize(tokens) <= request_->max_tokens - request_->position,
                  "the session was started for {} decoder tokens", request_->max_tokens);
+  }
+
+  std::span<const float> feed(std::span<const TokenId> tokens, const TokenSet* wanted) override {
+    check(tokens, wanted);
     while (!tokens.empty()) {
       const std::size_t count = std::min(tokens.size(), rows_.size());
       for (std::size_t i = 0; i < count; ++i) {
@@ -66,6 +73,14 @@ class RuntimeSession final : public EngineSession {
     request_->position = position;  // what the caches hold beyond it is overwritten
   }
 
+  // For passes of several sessions.
+  const Model& model() const { return model_; }
+  Request& request() { return *request_; }
+  std::span<const float> keep_logits(std::span<const float> logits) {
+    buffers_.set_logits(0, logits);
+    return buffers_.logits(0);
+  }
+
  private:
   const Machine& machine_;
   const Model& model_;
@@ -76,11 +91,23 @@ class RuntimeSession final : public EngineSession {
 
 }  // namespace
 
+// Room for a pass of several sessions' tokens.
+struct RuntimeEngine::Batch {
+  std::mutex turn;
+  std::int64_t attended = 0;  // what `buffers` are made for
+  std::unique_ptr<DecoderBuffers> buffers;
+  std::array<DecoderRow, kRowsAtOnce> rows;
+  std::array<SessionFeed*, kRowsAtOnce> ending{};  // whose last token is in the pass, in order
+  std::size_t row_count = 0;
+  std::size_t ending_count = 0;
+};
+
 RuntimeEngine::RuntimeEngine(std::shared_ptr<const Model> model, const EngineOptions& options)
     : model_(std::move(model)),
       pool_(options.threads == 1 ? nullptr : std::make_unique<ThreadPool>(options.threads)),
       machine_{.kernels = options.kernels != nullptr ? options.kernels : &select_kernels(),
-               .pool = pool_.get()} {
+               .pool = pool_.get()},
+      batch_(std::make_unique<Batch>()) {
   NEEDLE_CHECK(model_->numerics == Numerics::kFloat || machine_.kernels->multiply_int4 != nullptr,
                "the kernels {} have no integer products; load the model with Numerics::kFloat",
                machine_.kernels->name);
@@ -99,6 +126,59 @@ std::unique_ptr<EngineSession> RuntimeEngine::start(std::span<const TokenId> pro
   check_tokens(model_->config, prompt);
   return std::make_unique<RuntimeSession>(machine_, *model_,
                                           start_request(machine_, *model_, prompt, max_tokens));
+}
+
+void RuntimeEngine::feed(std::span<SessionFeed> feeds) const {
+  std::int64_t attended = 0;
+  for (std::size_t i = 0; i < feeds.size(); ++i) {
+    auto* const session = dynamic_cast<RuntimeSession*>(feeds[i].session);
+    NEEDLE_CHECK(session != nullptr && &session->model() == model_.get(),
+                 "session {} of {} is not of this engine", i, feeds.size());
+    NEEDLE_CHECK(std::ranges::none_of(
+                     feeds.first(i),
+                     [&](const SessionFeed& one) { return one.session == feeds[i].session; }),
+                 "session {} of {} is there twice", i, feeds.size());
+    session->check(feeds[i].tokens, feeds[i].wanted);
+    attended =
+        std::max({attended, session->request().prompt_tokens, session->request().max_tokens});
+  }
+  const std::lock_guard lock(batch_->turn);
+  if (batch_->buffers == nullptr || attended > batch_->attended) {
+    batch_->buffers =
+        std::make_unique<DecoderBuffers>(machine_, *model_, kRowsAtOnce, kRowsAtOnce, attended);
+    batch_->attended = attended;
+  }
+  for (SessionFeed& one : feeds) {
+    Request& request = static_cast<RuntimeSession*>(one.session)->request();
+    for (std::size_t i = 0; i < one.tokens.size(); ++i) {
+      const bool last = i + 1 == one.tokens.size();
+      batch_->rows[batch_->row_count++] = {.request = &request,
+                                           .position = request.position++,
+                                           .token = one.tokens[i],
+                                           .want_logits = last,
+                                           .wanted = one.wanted};
+      if (last) {
+        batch_->ending[batch_->ending_count++] = &one;
+      }
+      if (batch_->row_count == batch_->rows.size()) {
+        run_batch();
+      }
+    }
+  }
+  if (batch_->row_count > 0) {
+    run_batch();
+  }
+}
+
+void RuntimeEngine::run_batch() const {
+  decode(machine_, *model_, std::span(batch_->rows).first(batch_->row_count), *batch_->buffers);
+  for (std::size_t i = 0; i < batch_->ending_count; ++i) {
+    SessionFeed& one = *batch_->ending[i];
+    one.logits = static_cast<RuntimeSession*>(one.session)
+                     ->keep_logits(batch_->buffers->logits(static_cast<std::int64_t>(i)));
+  }
+  batch_->row_count = 0;
+  batch_->ending_count = 0;
 }
 
 std::vector<float> RuntimeEngine::embed(std::span<const TokenId> text) const {

@@ -18,8 +18,8 @@ struct EngineOptions {
   const Kernels* kernels = nullptr;  // nullptr: select_kernels()
 };
 
-// The same results for any number of threads. `start`, `embed` and `encode` are safe from several
-// threads (they take turns where they use the pool). A session's step() does not allocate.
+// The same results for any number of threads. `start`, `feed`, `embed` and `encode` are safe from
+// several threads (they take turns where they use the pool). A session's step() does not allocate.
 // A token outside the vocabulary, an empty prompt and a step beyond `max_tokens` throw
 // needle::Error.
 class RuntimeEngine final : public Engine {
@@ -30,6 +30,10 @@ class RuntimeEngine final : public Engine {
   std::int64_t vocab_size() const override;
   std::unique_ptr<EngineSession> start(std::span<const TokenId> prompt,
                                        std::int64_t max_tokens) const override;
+  // In passes of up to 24 tokens: matrices are read once a pass, for all its tokens. A session's
+  // bits do not depend on the company. Calls take turns. The first call allocates, later ones only
+  // if prompts have become longer. An error leaves all sessions as they were.
+  void feed(std::span<SessionFeed> feeds) const override;
   std::vector<float> embed(std::span<const TokenId> text) const override;
 
   // The encoder's output after its final norm, [T, d].
@@ -41,6 +45,9 @@ class RuntimeEngine final : public Engine {
   std::shared_ptr<const Model> model_;
   std::unique_ptr<ThreadPool> pool_;
   Machine machine_;
+  struct Batch;
+  void run_batch() const;
+  std::unique_ptr<Batch> batch_;
 };
 
 }  // namespace needle::runtime

@@ -47,6 +47,14 @@ std::shared_ptr<const Model> random_model(WeightEncoding encoding) {
   return test::runtime_model(kConfig, random_parameters(kConfig), encoding);
 }
 
+// Heads of 16 dimensions: they are dealt out to threads, and attention over the prompt is in
+// integers.
+std::shared_ptr<const Model> model_of_wide_heads(Numerics numerics) {
+  ModelConfig config = kConfig;
+  config.d_model = 64;
+  return test::runtime_model(config, random_parameters(config), WeightEncoding::kInt4, numerics);
+}
+
 std::vector<TokenId> prompt_of(std::size_t count) {
   Random random(count);
   std::vector<TokenId> prompt(count);
@@ -179,6 +187,77 @@ TEST(RuntimeEngineTest, SessionsDoNotDisturbEachOther) {
   EXPECT_EQ(interleaved, run(engine, prompt_of(9), {3, 4, 5, 6}));
 }
 
+// Seven sessions with prompts of their own, in passes of any mix: the bits of each alone.
+TEST(RuntimeEngineTest, SessionsFedTogetherGiveTheBitsOfEachAlone) {
+  constexpr std::size_t kSessions = 7;
+  TokenSet wanted(70);
+  wanted.insert(17);
+  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8}) {
+    const auto model = model_of_wide_heads(numerics);
+    for (const std::size_t threads : {1, 2}) {
+      const RuntimeEngine engine(model, {.threads = threads});
+      std::vector<std::unique_ptr<EngineSession>> sessions;
+      std::vector<std::vector<float>> alone;
+      std::vector<std::vector<TokenId>> answers;
+      for (std::size_t i = 0; i < kSessions; ++i) {
+        answers.push_back(prompt_of(13 + i));
+        alone.push_back(run(RuntimeEngine(model), prompt_of(5 * i + 3), answers[i]));
+        sessions.push_back(engine.start(prompt_of(5 * i + 3), std::ssize(answers[i])));
+      }
+      Random random(threads);
+      for (int pass = 0; pass < 12; ++pass) {
+        std::vector<SessionFeed> feeds;
+        for (std::size_t i = 0; i < kSessions; ++i) {
+          const auto position = static_cast<std::size_t>(sessions[i]->position());
+          const std::size_t count =
+              std::min<std::size_t>(random.below(8), answers[i].size() - position);
+          if (count > 0) {
+            feeds.push_back({.session = sessions[i].get(),
+                             .tokens = std::span(answers[i]).subspan(position, count),
+                             .wanted = i == 2 ? &wanted : nullptr});
+          }
+        }
+        engine.feed(feeds);
+        for (const SessionFeed& one : feeds) {
+          const auto i = static_cast<std::size_t>(
+              std::ranges::find(sessions, one.session, &std::unique_ptr<EngineSession>::get) -
+              sessions.begin());
+          const auto expected = std::span(alone[i]).subspan(
+              static_cast<std::size_t>(one.session->position() - 1) * 70, 70);
+          EXPECT_EQ(one.logits[17], expected[17]);
+          EXPECT_TRUE(i == 2 || std::ranges::equal(one.logits, expected)) << i << ' ' << pass;
+        }
+      }
+      EXPECT_EQ(sessions[0]->position(), 13);
+    }
+  }
+}
+
+TEST(RuntimeEngineTest, FeedingSessionsTogetherAllocatesNothingAndRefusesMisuse) {
+  const auto model = random_model(WeightEncoding::kInt4);
+  const RuntimeEngine engine(model, {.threads = 2});
+  const auto first = engine.start(prompt_of(9), 40);
+  const auto second = engine.start(prompt_of(30), 40);
+  const TokenId tokens[] = {3, 4, 5, 6, 7, 8};
+  SessionFeed feeds[] = {{.session = first.get(), .tokens = tokens},
+                         {.session = second.get(), .tokens = std::span(tokens).first(1)}};
+  engine.feed(feeds);
+  const long before = test::allocation_count();
+  engine.feed(feeds);
+  EXPECT_EQ(test::allocation_count() - before, 0);
+  EXPECT_EQ(first->position(), 12);
+  EXPECT_EQ(second->position(), 2);
+  const RuntimeEngine another(random_model(WeightEncoding::kInt4));
+  EXPECT_THROW(another.feed(feeds), Error);
+  feeds[1].session = first.get();
+  EXPECT_THROW(engine.feed(feeds), Error);
+  const TokenId outside[] = {70};
+  feeds[1] = {.session = second.get(), .tokens = outside};
+  EXPECT_THROW(engine.feed(feeds), Error);
+  EXPECT_EQ(first->position(), 12);
+  engine.feed({});
+}
+
 TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
   const RuntimeEngine engine(random_model(WeightEncoding::kInt4));
   const auto prompt = prompt_of(9);
@@ -194,14 +273,6 @@ TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
   EXPECT_THROW(session->rewind(5), Error);
   EXPECT_THROW(session->rewind(-1), Error);
   EXPECT_THROW(session->feed({}, nullptr), Error);
-}
-
-// Heads of 16 dimensions: they are dealt out to threads, and attention over the prompt is in
-// integers.
-std::shared_ptr<const Model> model_of_wide_heads(Numerics numerics) {
-  ModelConfig config = kConfig;
-  config.d_model = 64;
-  return test::runtime_model(config, random_parameters(config), WeightEncoding::kInt4, numerics);
 }
 
 TEST(RuntimeEngineTest, TokensFedTogetherGiveTheBitsOfSingleSteps) {
