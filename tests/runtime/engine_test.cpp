@@ -164,8 +164,9 @@ TEST(RuntimeEngineTest, PaddingInThePromptIsMasked) {
   auto with_padding = prompt;
   with_padding.insert(with_padding.end(), 6, TokenId{0});
   const auto answer = prompt_of(5);
+  // Sums over more keys, in another order on some instruction sets.
   EXPECT_LT(largest_difference(run(engine, with_padding, answer), run(engine, prompt, answer)),
-            2e-6f);
+            6e-6f);
   EXPECT_LT(largest_difference(engine.embed(with_padding), engine.embed(prompt)), 1e-6f);
   const auto nothing = engine.embed({});
   EXPECT_LT(largest_difference(engine.embed(std::vector<TokenId>(7, 0)), nothing), 1e-7f);
