@@ -317,8 +317,7 @@ void GrammarMachine::next_of_string(const Frame& f, NextByte& next) const {
   };
   if (is_grounded(f)) {
     for (const std::uint32_t c : grounded_->next_characters(f.state)) {
-      const bool letter = c >= 'a' && c <= 'z';  // may be a capital, too
-      add(letter ? c - 0x20 : c, c);
+      add(c, c);
     }
     return;
   }

@@ -62,23 +62,48 @@ void for_each_character(std::string_view text, Visit visit) {
 
 }  // namespace
 
+namespace {
+
+// Letter cases that a span may have been meant in so far, above the place in an element of a State.
+enum Case : std::uint32_t { kAsWritten = 1, kSmall = 2, kTitle = 4, kSentence = 8, kCapitals = 16 };
+constexpr std::uint32_t kEveryCase = 31;
+constexpr std::uint32_t kFresh = 32;  // nothing was read yet
+constexpr std::uint32_t kPlaceBits = 24;
+constexpr std::size_t kMostCharacters = (std::size_t{1} << kPlaceBits) - 1;
+constexpr std::size_t kShortWord = 4;
+
+}  // namespace
+
 QuerySpans::QuerySpans(std::string_view query) {
   for_each_character(query, [this](std::uint32_t c, std::size_t begin, std::size_t end) {
     if (is_space(c) && !characters_.empty() && characters_.back().folded == ' ') {
       characters_.back().end = end;
-    } else {
-      characters_.push_back({.folded = is_space(c) ? ' ' : folded(c), .begin = begin, .end = end});
+    } else if (characters_.size() < kMostCharacters) {
+      const std::uint32_t written = is_space(c) ? ' ' : c;
+      characters_.push_back(
+          {.written = written, .folded = folded(written), .begin = begin, .end = end});
     }
   });
   const std::size_t count = characters_.size();
   const auto at = [&](std::size_t i) { return i < count ? characters_[i].folded : ' '; };
   ends_.resize(count + 1);
+  std::size_t word = 0;  // where the last one begins
   for (std::size_t i = 0; i <= count; ++i) {
     const bool boundary = is_boundary(i == 0 ? ' ' : at(i - 1), at(i));
     if (boundary && i < count && is_word(at(i))) {
-      starts_.push_back(static_cast<std::uint32_t>(i));
+      starts_.push_back(static_cast<std::uint32_t>(i) | (kEveryCase | kFresh) << kPlaceBits);
+      characters_[i].begins_word = true;
     }
     ends_[i] = boundary && i > 0 && is_word(at(i - 1));
+    for (std::size_t k = word; k < i && boundary; ++k) {
+      characters_[k].in_short_word = i - word <= kShortWord;
+    }
+    word = boundary ? i : word;
+  }
+  for (std::size_t i = count; i-- > 0;) {
+    if (!is_word(at(i))) {  // what leads to a long word is no way for capitals
+      characters_[i].in_short_word = i + 1 < count && characters_[i + 1].in_short_word;
+    }
   }
   to_an_end_.resize(count + 1);
   for (std::size_t i = count + 1; i-- > 0;) {
@@ -96,30 +121,59 @@ QuerySpans::QuerySpans(std::string_view query) {
 
 QuerySpans::State QuerySpans::start() const { return starts_; }
 
+std::size_t QuerySpans::place(std::uint32_t element) const { return element & kMostCharacters; }
+
+// visit(character, cases): the characters that may come next here, each with the cases it fits.
+template <typename Visit>
+void QuerySpans::for_each_way(std::uint32_t element, Visit visit) const {
+  if (place(element) >= last_end_) {
+    return;
+  }
+  const Character& c = characters_[place(element)];
+  const std::uint32_t cases = element >> kPlaceBits;
+  const std::uint32_t capital = unfolded(c.folded);
+  std::uint32_t small = cases & kSmall, large = 0;
+  ((c.begins_word ? large : small) |= cases & kTitle);
+  (((cases & kFresh) != 0 ? large : small) |= cases & kSentence);
+  large |= c.in_short_word ? cases & kCapitals : 0;
+  ((c.written == c.folded ? small : large) |= cases & kAsWritten);
+  if (capital == c.folded) {
+    small |= large;
+  }
+  if (small != 0) {
+    visit(c.folded, small);
+  }
+  if (large != 0 && capital != c.folded) {
+    visit(capital, large);
+  }
+}
+
 QuerySpans::State QuerySpans::advance(const State& state, std::uint32_t code_point) const {
-  const std::uint32_t wanted = is_space(code_point) ? ' ' : folded(code_point);
+  const std::uint32_t wanted = is_space(code_point) ? ' ' : code_point;
   State next;
-  for (const std::uint32_t i : state) {
-    if (i < last_end_ && characters_[i].folded == wanted) {
-      next.push_back(i + 1);
-    }
+  for (const std::uint32_t element : state) {
+    for_each_way(element, [&](std::uint32_t c, std::uint32_t cases) {
+      if (c == wanted) {
+        next.push_back(static_cast<std::uint32_t>(place(element) + 1) | cases << kPlaceBits);
+      }
+    });
   }
   return next;
 }
 
 bool QuerySpans::may_end(const State& state) const {
-  // A start is no end of an empty span: in "北京" the middle is both, so the empty path is known by
-  // being the whole of start().
-  return state != starts_ &&
-         std::ranges::any_of(state, [this](std::uint32_t i) { return ends_[i]; });
+  return std::ranges::any_of(state, [this](std::uint32_t element) {
+    return (element >> kPlaceBits & kFresh) == 0 && ends_[place(element)];
+  });
 }
 
 std::size_t QuerySpans::shortest_end(const State& state) const {
   std::size_t shortest = 0;
   bool any = false;
-  const bool at_start = state == starts_;
-  for (const std::uint32_t i : state) {
-    const std::size_t here = at_start ? to_an_end_[i + 1] + 1 : to_an_end_[i];
+  for (const std::uint32_t element : state) {
+    const std::size_t i = place(element);
+    const bool fresh = (element >> kPlaceBits & kFresh) != 0;
+    const std::size_t here = fresh ? to_an_end_[i + 1] + 1 : to_an_end_[i];
     shortest = any ? std::min(shortest, here) : here;
     any = true;
   }
@@ -127,12 +181,13 @@ std::size_t QuerySpans::shortest_end(const State& state) const {
 }
 
 std::int32_t QuerySpans::bytes_to_end(const State& state) const {
-  const bool at_start = state == starts_;
   std::int32_t fewest = -1;
-  for (const std::uint32_t i : state) {
-    const std::uint32_t c = at_start ? characters_[i].folded : 0;
+  for (const std::uint32_t element : state) {
+    const std::size_t i = place(element);
+    const bool fresh = (element >> kPlaceBits & kFresh) != 0;
+    const std::uint32_t c = fresh ? characters_[i].folded : 0;
     const std::int32_t here =
-        at_start ? bytes_to_an_end_[i + 1] + fewest_json_bytes(c, c) : bytes_to_an_end_[i];
+        fresh ? bytes_to_an_end_[i + 1] + fewest_json_bytes(c, c) : bytes_to_an_end_[i];
     fewest = fewest < 0 ? here : std::min(fewest, here);
   }
   return fewest;
@@ -141,28 +196,30 @@ std::int32_t QuerySpans::bytes_to_end(const State& state) const {
 std::int32_t QuerySpans::bytes_behind(const State& state, std::uint32_t first,
                                       std::uint32_t last) const {
   std::int32_t fewest = -1;
-  const auto in_range = [&](std::uint32_t c) { return first <= c && c <= last; };
-  for (const std::uint32_t i : state) {
-    const std::uint32_t c = i < last_end_ ? characters_[i].folded : 0;
-    if (i < last_end_ && (in_range(c) || in_range(unfolded(c)))) {
-      fewest = fewest < 0 ? bytes_to_an_end_[i + 1] : std::min(fewest, bytes_to_an_end_[i + 1]);
-    }
+  for (const std::uint32_t element : state) {
+    for_each_way(element, [&](std::uint32_t c, std::uint32_t) {
+      const std::int32_t behind = bytes_to_an_end_[place(element) + 1];
+      if (first <= c && c <= last) {
+        fewest = fewest < 0 ? behind : std::min(fewest, behind);
+      }
+    });
   }
   return fewest;
 }
 
 std::vector<std::uint32_t> QuerySpans::next_characters(const State& state) const {
   std::vector<std::uint32_t> next;
-  for (const std::uint32_t i : state) {
-    if (i < last_end_) {
-      next.push_back(characters_[i].folded);
-    }
+  for (const std::uint32_t element : state) {
+    for_each_way(element, [&next](std::uint32_t c, std::uint32_t) { next.push_back(c); });
   }
   return next;
 }
 
 std::optional<TextRange> QuerySpans::find(std::string_view text) const {
-  State state = start();
+  std::vector<std::size_t> ends;  // of the text so far, wherever it stands
+  for (const std::uint32_t element : starts_) {
+    ends.push_back(place(element));
+  }
   std::size_t length = 0;
   bool in_gap = false;
   for_each_character(text, [&](std::uint32_t c, std::size_t, std::size_t) {
@@ -170,14 +227,19 @@ std::optional<TextRange> QuerySpans::find(std::string_view text) const {
       return;
     }
     in_gap = is_space(c);
-    state = advance(state, c);
+    const std::uint32_t wanted = in_gap ? ' ' : folded(c);
+    std::erase_if(
+        ends, [&](std::size_t at) { return at >= last_end_ || characters_[at].folded != wanted; });
+    for (std::size_t& at : ends) {
+      ++at;
+    }
     ++length;
   });
   if (length == 0) {
     return std::nullopt;
   }
-  const auto end = std::ranges::find_if(state, [this](std::uint32_t i) { return ends_[i]; });
-  if (end == state.end()) {
+  const auto end = std::ranges::find_if(ends, [this](std::size_t at) { return ends_[at]; });
+  if (end == ends.end()) {
     return std::nullopt;
   }
   return TextRange{characters_[*end - length].begin, characters_[*end - 1].end};

@@ -13,13 +13,17 @@
 namespace needle {
 
 // The spans of one query as an automaton over characters: every path from start() to a state that
-// may end spells a span of whole words. Letter case does not matter (ASCII, Latin-1, Greek,
-// Cyrillic), nor how wide a gap is; quotes around a span are no part of it. Between two characters
-// of which one is not ASCII every place is a word boundary, so that languages without spaces work.
+// may end spells a span of whole words, in one letter case from its begin to its end: as the query
+// writes it, all small, a capital for each word or for the first, or words of up to 4 letters in
+// capitals ("lax" gives LAX). So the rest of a word follows from its beginning in most places.
+// Known letters: ASCII, Latin-1, Greek, Cyrillic. How wide a gap is does not matter; quotes around
+// a span are no part of it. Between two characters of which one is not ASCII every place is a word
+// boundary, so that languages without spaces work.
 // Immutable: safe from several threads. Memory is linear in the query.
 class QuerySpans {
  public:
-  // Characters of the query read so far end before these, ascending.
+  // Characters of the query read so far end before these, ascending; the high bits tell in which
+  // letter cases they may have been meant.
   using State = std::vector<std::uint32_t>;
 
   explicit QuerySpans(std::string_view query);  // UTF-8; broken bytes match U+FFFD
@@ -36,19 +40,25 @@ class QuerySpans {
   std::int32_t bytes_to_end(const State& state) const;
   // The same behind any character of first..last (a gap is one space there); -1: none may follow.
   std::int32_t bytes_behind(const State& state, std::uint32_t first, std::uint32_t last) const;
-  // Characters that may follow, in the query's letter case; the other case may follow, too.
+  // All characters that may follow.
   std::vector<std::uint32_t> next_characters(const State& state) const;
 
-  // The first place where `text` (UTF-8) stands, as bytes of the query; nothing if it does not.
+  // The first place where `text` (UTF-8) stands, in any letter case, as bytes of the query; nothing
+  // if it does not.
   std::optional<TextRange> find(std::string_view text) const;
 
   bool empty() const { return starts_.empty(); }  // the query has no word
 
  private:
   struct Character {
-    std::uint32_t folded = 0;
+    std::uint32_t written = 0, folded = 0;
     std::size_t begin = 0, end = 0;  // bytes of the query
+    bool begins_word = false;
+    bool in_short_word = false;
   };
+  std::size_t place(std::uint32_t element) const;
+  template <typename Visit>
+  void for_each_way(std::uint32_t element, Visit visit) const;
   std::vector<Character> characters_;
   State starts_;
   std::vector<bool> ends_;              // by number of characters before

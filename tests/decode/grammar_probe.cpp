@@ -3,7 +3,8 @@
 //
 // usage: needle-grammar-probe samples COUNT TABLE.json...    lines {"schema","value"}
 //        needle-grammar-probe schemas TOKENIZER < lines {"schema","valid","invalid"}
-//        needle-grammar-probe answers TOKENIZER < rows {"tools","answers"}
+//        needle-grammar-probe answers TOKENIZER [auto] < rows {"query","tools","answers"}; auto:
+//        strings are grounded
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -130,7 +131,7 @@ void schemas(const Tokenizer& tokenizer) {
 }
 
 // Along reference answers, in the spelling of training: what is forced, and what masks take.
-void answers(const Tokenizer& tokenizer) {
+void answers(const Tokenizer& tokenizer, Grounding grounding) {
   const auto trie = std::make_shared<const TokenTrie>(tokenizer);
   std::string text;
   while (std::getline(std::cin, text)) {
@@ -146,9 +147,9 @@ void answers(const Tokenizer& tokenizer) {
       }
     }
     const auto begin = Clock::now();
-    const auto grammar = Grammar::of_tools(tools.tools_json, trie);
+    const auto grammar = Grammar::of_tools(tools.tools_json, trie, {.grounding = grounding});
     const double compile = microseconds(Clock::now() - begin);
-    GrammarConstraint constraint(grammar, tokenizer);
+    GrammarConstraint constraint(grammar, tokenizer, {}, row.find("query")->as_string());
     std::vector<TokenId> ids{kToolCallId};
     const std::vector<TokenId> encoded = tokenizer.encode(answer);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
@@ -213,11 +214,13 @@ int main(int argc, char** argv) {
       needle::samples(std::stoull(arguments[1]), std::span(arguments).subspan(2));
     } else if (arguments.size() == 2 && arguments[0] == "schemas") {
       needle::schemas(needle::Tokenizer::load(arguments[1]));
-    } else if (arguments.size() == 2 && arguments[0] == "answers") {
-      needle::answers(needle::Tokenizer::load(arguments[1]));
+    } else if (arguments.size() >= 2 && arguments[0] == "answers") {
+      const bool grounded = arguments.size() > 2 && arguments[2] == "auto";
+      needle::answers(needle::Tokenizer::load(arguments[1]),
+                      grounded ? needle::Grounding::kAuto : needle::Grounding::kOff);
     } else {
       std::cerr << "usage: needle-grammar-probe samples COUNT TABLE.json... | schemas TOKENIZER | "
-                   "answers TOKENIZER\n";
+                   "answers TOKENIZER [auto]\n";
       return 2;
     }
   } catch (const std::exception& error) {

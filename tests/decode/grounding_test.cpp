@@ -61,6 +61,31 @@ TEST(QuerySpansTest, EveryWalkEndsInAShortWay) {
   }
 }
 
+TEST(QuerySpansTest, ASpanKeepsOneLetterCase) {
+  const QuerySpans spans("play the iPhone song at lax by Strange Gods");
+  const auto spells = [&spans](std::string_view text) {
+    QuerySpans::State state = spans.start();
+    for (const char c : text) {
+      state = spans.advance(state, static_cast<std::uint32_t>(c));
+    }
+    return spans.may_end(state);
+  };
+  for (const char* text : {"Strange Gods", "strange gods", "Strange gods", "iPhone song",
+                           "Iphone Song", "iphone song", "LAX", "lax", "Lax", "by Strange Gods"}) {
+    EXPECT_TRUE(spells(text)) << text;
+  }
+  for (const char* text :
+       {"strange Gods", "StRange", "STRANGE", "LaX", "lAX", "iphone Song", "Strange God"}) {
+    EXPECT_FALSE(spells(text)) << text;
+  }
+  // The rest of a word follows from its beginning.
+  QuerySpans::State state = spans.start();
+  for (const char c : std::string_view("Str")) {
+    state = spans.advance(state, static_cast<std::uint32_t>(c));
+  }
+  EXPECT_THAT(spans.next_characters(state), ::testing::Each('a'));
+}
+
 TEST(NumbersOfTest, ReadsDigitsAndWords) {
   const auto values = [](std::string_view query) {
     std::vector<double> all;
