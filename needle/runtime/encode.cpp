@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "needle/runtime/int_kv.h"
+#include "needle/runtime/row_team.h"
 
 namespace needle::runtime {
 namespace {
@@ -18,78 +19,6 @@ ConstRows view(const AlignedBuffer<float>& buffer, std::int64_t count, std::int6
 Rows view(AlignedBuffer<float>& buffer, std::int64_t count, std::int64_t width) {
   return {buffer.data(), count, width};
 }
-
-// v: [T, K * D].
-void store_values(const Machine& machine, const ModelConfig& config, IntKvCache& cache,
-                  const AlignedBuffer<float>& v) {
-  constexpr std::int64_t kWork = 4;  // of one number, for Machine::split
-  machine.split(config.num_kv_heads, std::ssize(v.span()) / config.num_kv_heads * kWork,
-                [&](std::int64_t begin, std::int64_t end) {
-                  for (std::int64_t head = begin; head < end; ++head) {
-                    cache.store_values(
-                        *machine.kernels, head,
-                        {v.data(), std::ssize(v.span()) / config.kv_dim(), config.kv_dim()});
-                  }
-                });
-}
-
-// Rows that go through a layer together: what they need stays in the L2 cache.
-constexpr std::int64_t kChunkRows = 48;
-static_assert(kChunkRows % kAttendRows == 0);
-
-bool all_int4(const AttentionWeights& weights) {
-  return weights.q_proj.is_int4() && weights.k_proj.is_int4() && weights.v_proj.is_int4() &&
-         weights.out_proj.is_int4();
-}
-
-bool all_int4(const Model& model) {
-  const auto matrices = [](const auto& layer) {
-    return !layer.ffn || (layer.ffn->gate_proj.is_int4() && layer.ffn->up_proj.is_int4() &&
-                          layer.ffn->down_proj.is_int4());
-  };
-  return std::ranges::all_of(model.encoder,
-                             [&](const EncoderLayer& layer) {
-                               return all_int4(layer.self.attention) && matrices(layer);
-                             }) &&
-         std::ranges::all_of(model.decoder, [](const DecoderLayer& layer) {
-           return all_int4(layer.cross.attention);
-         });
-}
-
-// A prompt's rows, dealt out to threads.
-class RowTeam {
- public:
-  RowTeam(const Machine& machine, const Model& model, std::int64_t rows)
-      : machine_(machine), rows_(rows), unit_(all_int4(model) ? kAttendRows : kChunkRows) {}
-
-  std::size_t threads() const { return machine_.thread_count(); }
-
-  // body(thread, first row, rows) for chunks of at most kChunkRows.
-  template <typename Body>
-  void each_chunk(Body&& body) const {
-    const std::int64_t units = (rows_ + unit_ - 1) / unit_;
-    const auto run = [&](std::size_t thread, std::size_t threads) {
-      const auto index = static_cast<std::int64_t>(thread);
-      const auto count = static_cast<std::int64_t>(threads);
-      const std::int64_t end = std::min(rows_, units * (index + 1) / count * unit_);
-      for (std::int64_t row = units * index / count * unit_; row < end; row += kChunkRows) {
-        body(thread, row, std::min(kChunkRows, end - row));
-      }
-    };
-    if (units == 1) {
-      run(0, 1);
-    } else {
-      machine_.team(run);
-    }
-  }
-
- private:
-  const Machine& machine_;
-  std::int64_t rows_;
-  // Integer sums are exact, so rows can be cut anywhere; float products may differ in a bit where
-  // there are fewer rows, so chunks must not depend on the threads.
-  std::int64_t unit_;
-};
 
 // Buffers of a stretch of T tokens, used by one layer after the other. Between two attentions a row
 // depends on no other: each thread takes its rows from one to the next.
@@ -209,7 +138,8 @@ class EncoderPass {
 
   void pack_values(std::size_t layer) {
     if (int_attention_) {
-      store_values(machine_, config_, int_cache_[layer % 2], v_);
+      int_cache_[layer % 2].store_values(machine_,
+                                         view(std::as_const(v_), count_, config_.kv_dim()));
     }
   }
 
@@ -343,89 +273,6 @@ std::vector<float> embed(const Machine& machine, const Model& model,
     value /= length;
   }
   return embedding;
-}
-
-namespace {
-
-// Keys and values of every decoder layer's attention over the prompt, from the encoder's states.
-class CrossPass {
- public:
-  CrossPass(const Machine& machine, const Model& model, AlignedBuffer<float> states,
-            Request& request)
-      : machine_(machine),
-        alone_{.kernels = machine.kernels},
-        model_(model),
-        config_(model.config),
-        request_(request),
-        count_(request.prompt_tokens),
-        team_(machine, model, count_),
-        states_(std::move(states)),
-        codes_(count_, config_.d_model),
-        k_(floats(std::min(count_, kChunkRows) * config_.kv_dim() *
-                  static_cast<std::int64_t>(team_.threads()))),
-        v_(floats(count_ * config_.kv_dim())) {}
-
-  void run() {
-    const Activations input =
-        prepare(machine_, model_, view(std::as_const(states_), count_, config_.d_model),
-                config_.d_model, codes_);
-    if (all_int4(model_)) {
-      states_ = {};  // only the codes are read from here on
-    }
-    for (std::size_t layer = 0; layer < model_.decoder.size(); ++layer) {
-      team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
-        project(layer, input, thread, row, count);
-      });
-      if (request_.int_attention) {
-        store_values(machine_, config_, request_.cross_int[layer], v_);
-      }
-    }
-  }
-
- private:
-  void project(std::size_t layer, const Activations& input, std::size_t thread, std::int64_t row,
-               std::int64_t count) {
-    const AttentionWeights& weights = model_.decoder[layer].cross.attention;
-    const std::int64_t kv_dim = config_.kv_dim();
-    const Activations rows = part_of(input, row, count);
-    const Rows k{
-        k_.data() + static_cast<std::int64_t>(thread) * std::min(count_, kChunkRows) * kv_dim,
-        count, kv_dim};
-    const Rows v{v_.data() + row * kv_dim, count, kv_dim};
-    multiply(alone_, weights.k_proj, rows, k);
-    multiply(alone_, weights.v_proj, rows, v);
-    machine_.kernels->transform_heads(head_transform(weights.k_norm, nullptr, row),
-                                      config_.num_kv_heads, k);
-    if (request_.int_attention) {
-      request_.cross_int[layer].store_keys(*machine_.kernels, row, {k.data, count, kv_dim});
-      return;
-    }
-    for (std::int64_t r = 0; r < count; ++r) {
-      request_.cross[layer].store(row + r, k.data + r * kv_dim, v.data + r * kv_dim);
-    }
-  }
-
-  const Machine& machine_;
-  const Machine alone_;
-  const Model& model_;
-  const ModelConfig& config_;
-  Request& request_;
-  std::int64_t count_;  // T
-  RowTeam team_;
-  AlignedBuffer<float> states_;  // [T, d]
-  Int8Buffer codes_;
-  AlignedBuffer<float> k_;  // [threads][chunk][K * D]
-  AlignedBuffer<float> v_;  // [T, K * D]
-};
-
-}  // namespace
-
-std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
-                                       std::span<const TokenId> prompt, std::int64_t max_tokens) {
-  auto request = std::make_unique<Request>(*machine.kernels, model, std::ssize(prompt), max_tokens);
-  request->prompt_mask = padding_mask(model.config, prompt);
-  CrossPass(machine, model, encode(machine, model, prompt), *request).run();
-  return request;
 }
 
 }  // namespace needle::runtime

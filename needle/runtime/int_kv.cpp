@@ -30,8 +30,13 @@ void IntKvCache::store_keys(const Kernels& kernels, std::int64_t first, ConstRow
   }
 }
 
-void IntKvCache::store_values(const Kernels& kernels, std::int64_t head, ConstRows v) {
-  kernels.pack_values({v.data + head * head_dim_, count_, v.stride}, room(head));
+void IntKvCache::store_values(const Machine& machine, ConstRows v) {
+  constexpr std::int64_t kWork = 4;  // of one number, for Machine::split
+  machine.split(heads_, count_ * head_dim_ * kWork, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t head = begin; head < end; ++head) {
+      machine.kernels->pack_values({v.data + head * head_dim_, count_, v.stride}, room(head));
+    }
+  });
 }
 
 IntKeyValues IntKvCache::head(std::int64_t kv_head) const noexcept {

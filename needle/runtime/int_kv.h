@@ -21,8 +21,8 @@ class IntKvCache {
   IntKvCache(const ModelConfig& config, std::int64_t positions);
   // k: rows [K * D] of positions first, first + 1, ...; different rows from different threads.
   void store_keys(const Kernels& kernels, std::int64_t first, ConstRows k);
-  // v: [positions][K * D], of one key/value head; different heads from different threads.
-  void store_values(const Kernels& kernels, std::int64_t head, ConstRows v);
+  // v: [positions][K * D], all at once: a channel's scale is that of its largest value.
+  void store_values(const Machine& machine, ConstRows v);
   IntKeyValues head(std::int64_t kv_head) const noexcept;
 
  private:

@@ -238,7 +238,7 @@ struct Head {
 
   void store(const Kernels& kernels) {
     cache.store_keys(kernels, 0, {k.data(), count, head_dim});
-    cache.store_values(kernels, 0, {v.data(), count, head_dim});
+    cache.store_values({.kernels = &kernels}, {v.data(), count, head_dim});
   }
 
   // softmax(q K^T) V in double.
