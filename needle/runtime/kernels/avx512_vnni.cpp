@@ -91,18 +91,26 @@ inline __m512i load_steps(const std::uint8_t* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-inline void store_block(const Int4Matrix& w, std::int64_t block, __m512i sums, float scale,
-                        float* to) {
-  const __m512 units = _mm512_castsi512_ps(_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.units + 2 * block * kPanelWidth))),
-      16));
-  const std::int64_t valid = w.out - block * kPanelWidth;
-  const auto mask = static_cast<__mmask16>(valid >= kPanelWidth ? 0xFFFF : (1 << valid) - 1);
-  _mm512_mask_storeu_ps(
-      to + block * kPanelWidth, mask,
-      _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(_mm512_set1_ps(scale), units)));
-}
+// What turns the sums of a block into outputs, loaded once for several rows.
+struct BlockEnd {
+  BlockEnd(const Int4Matrix& w, std::int64_t block) : column(block * kPanelWidth) {
+    units = _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.units + 2 * column))),
+        16));
+    const std::int64_t valid = w.out - column;
+    mask = static_cast<__mmask16>(valid >= kPanelWidth ? 0xFFFF : (1 << valid) - 1);
+  }
+  void store(__m512i sums, float scale, float* row) const {
+    _mm512_mask_storeu_ps(
+        row + column, mask,
+        _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(_mm512_set1_ps(scale), units)));
+  }
+
+  std::int64_t column;
+  __m512 units;
+  __mmask16 mask;
+};
 
 // 16 * kBlocks outputs of kRows rows: 2 x 6 keep 24 sums in registers. A group's dot product fits
 // 16 bits, so that times the step, it is one vpdpwssd: the upper halves of the steps are zero.
@@ -147,8 +155,9 @@ void tile(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows y,
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
+    const BlockEnd end(w, block + b);
     for (int r = 0; r < kRows; ++r) {
-      store_block(w, block + b, sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
+      end.store(sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
     }
   }
 }
@@ -219,15 +228,17 @@ void wide_tile(const Int4Matrix& w, const WideBlocks& wide, const ConstInt8Rows&
   }
 #pragma GCC unroll 2
   for (int b = 0; b < 2; ++b) {
+    const BlockEnd end(w, block + b);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      store_block(w, block + b, sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
+      end.store(sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
     }
   }
 }
 
 // One row: the high halves stay where they are in their bytes, sixteen times too large, and are
-// shifted once a group. Two chains a block hide the latency of the dot products.
+// shifted once a group. Two chains a block hide the latency of the dot products. Here
+// intrinsics are a quarter faster than assembly.
 template <int kBlocks>
 void one_row(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows y,
              std::int64_t block) {
@@ -251,17 +262,18 @@ void one_row(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows
       for (int b = 0; b < kBlocks; ++b) {
         const __m512i both =
             _mm512_loadu_si512(w.codes + ((block + b) * groups + group) * 256 + 64 * quad);
-        add_quads(low[b], _mm512_and_si512(both, low_mask), first);
-        add_quads(high[b], _mm512_andnot_si512(low_mask, both), second);
+        low[b] = _mm512_dpbusd_epi32(low[b], _mm512_and_si512(both, low_mask), first);
+        high[b] = _mm512_dpbusd_epi32(high[b], _mm512_andnot_si512(low_mask, both), second);
       }
     }
     for (int b = 0; b < kBlocks; ++b) {
       const __m512i dots = _mm512_add_epi32(low[b], _mm512_srai_epi32(high[b], 4));
-      add_pairs(sums[b], dots, load_steps(w.steps + ((block + b) * groups + group) * kPanelWidth));
+      sums[b] = _mm512_dpwssd_epi32(
+          sums[b], dots, load_steps(w.steps + ((block + b) * groups + group) * kPanelWidth));
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
-    store_block(w, block + b, sums[b], x.scales[row], y.data + row * y.stride);
+    BlockEnd(w, block + b).store(sums[b], x.scales[row], y.data + row * y.stride);
   }
 }
 
