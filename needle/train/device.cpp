@@ -11,6 +11,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "needle/core/cpu_features.h"
 #include "needle/core/error.h"
 
 namespace needle {
@@ -99,7 +100,8 @@ torch::Device choose_device(std::string_view name) {
 
 torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device& device) {
   if (choice == ComputeDtype::kAuto) {
-    const bool fast_bfloat16 = device.is_cuda() || device.is_xpu();
+    const bool fast_bfloat16 =
+        device.is_cpu() ? has_fast_bfloat16() : device.is_cuda() || device.is_xpu();
     return fast_bfloat16 ? torch::kBFloat16 : torch::kFloat32;
   }
   return choice == ComputeDtype::kBfloat16 ? torch::kBFloat16 : torch::kFloat32;

@@ -31,8 +31,8 @@ torch::Device choose_device(std::string_view name);
 // "cpu", "cuda:0", ...: every device that choose_device would accept now.
 std::vector<std::string> available_devices();
 
-// Type of activations and matrix products; parameters stay float32. auto: bfloat16 on CUDA and XPU,
-// float32 elsewhere (on a CPU it is faster only where it has bfloat16 instructions).
+// Type of activations and matrix products; parameters stay float32. auto: bfloat16 on CUDA and XPU
+// and on a CPU whose bfloat16 is faster (core/cpu_features.h), float32 elsewhere.
 torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device& device);
 
 // Rows of logits that the loss makes at once (TokenLossOptions::block_rows): 256 stay in the cache

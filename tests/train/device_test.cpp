@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "needle/core/cpu_features.h"
 #include "needle/core/error.h"
 
 namespace needle::test {
@@ -35,7 +36,8 @@ TEST(DeviceTest, RefusesWhatThisMachineLacksAndSaysWhatItHas) {
 }
 
 TEST(DeviceTest, ComputeTypeFollowsTheDeviceUnlessAskedFor) {
-  EXPECT_EQ(choose_compute_dtype(ComputeDtype::kAuto, torch::kCPU), torch::kFloat32);
+  EXPECT_EQ(choose_compute_dtype(ComputeDtype::kAuto, torch::kCPU),
+            has_fast_bfloat16() ? torch::kBFloat16 : torch::kFloat32);
   EXPECT_EQ(choose_compute_dtype(ComputeDtype::kAuto, {torch::kCUDA, 0}), torch::kBFloat16);
   EXPECT_EQ(choose_compute_dtype(ComputeDtype::kBfloat16, torch::kCPU), torch::kBFloat16);
   EXPECT_EQ(choose_compute_dtype(ComputeDtype::kFloat32, {torch::kCUDA, 0}), torch::kFloat32);
