@@ -125,6 +125,7 @@ torch::Tensor AttentionImpl::attend(const torch::Tensor& q, const KeyValues& kv,
       attended = fused_attention(q, kv, mask);
       break;
     case AttentionKernel::kRanges:
+    case AttentionKernel::kLayers:
       const auto dtype = kv.values.scalar_type();
       attended = range_attention(q.to(dtype), kv.keys.to(dtype), kv.values, mask.ranges());
       break;

@@ -1,5 +1,7 @@
 #include "needle/model/block.h"
 
+#include "needle/model/fused_layer.h"
+
 namespace needle {
 
 GatedSelfAttentionImpl::GatedSelfAttentionImpl(const ModelConfig& config, double dropout_rate)
@@ -10,6 +12,9 @@ GatedSelfAttentionImpl::GatedSelfAttentionImpl(const ModelConfig& config, double
 
 torch::Tensor GatedSelfAttentionImpl::forward(const torch::Tensor& x, const AttentionMask& mask,
                                               const Rope& rope) {
+  if (mask.kernel() == AttentionKernel::kLayers) {
+    return fused_self_attention(*this, x, mask, rope);
+  }
   const auto normed = norm(x);                                           // [B, T, d]
   const auto attended = dropout(attention(normed, normed, mask, rope));  // [B, T, d]
   return x + torch::sigmoid(gate) * attended;
@@ -30,6 +35,9 @@ GatedCrossAttentionImpl::GatedCrossAttentionImpl(const ModelConfig& config, doub
 
 torch::Tensor GatedCrossAttentionImpl::forward(const torch::Tensor& x, const KeyValues& context,
                                                const AttentionMask& mask) {
+  if (mask.kernel() == AttentionKernel::kLayers) {
+    return fused_cross_attention(*this, x, context, mask);
+  }
   const auto q = attention->queries(norm(x));                          // [B, H, T, D]
   const auto attended = dropout(attention->attend(q, context, mask));  // [B, T, d]
   return x + torch::sigmoid(gate) * attended;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "needle/model/fused_layer.h"
+
 namespace needle {
 namespace {
 
@@ -20,7 +22,12 @@ DecoderBlockImpl::DecoderBlockImpl(const ModelConfig& config, double dropout_rat
 torch::Tensor DecoderBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& encoder_out,
                                         const AttentionMask& self_mask,
                                         const AttentionMask& cross_mask, const Rope& rope) {
-  const auto context = cross_attn->attention->keys_values(encoder_out);
+  return forward(x, cross_attn->attention->keys_values(encoder_out), self_mask, cross_mask, rope);
+}
+
+torch::Tensor DecoderBlockImpl::forward(const torch::Tensor& x, const KeyValues& context,
+                                        const AttentionMask& self_mask,
+                                        const AttentionMask& cross_mask, const Rope& rope) {
   const auto attended = cross_attn(self_attn(x, self_mask, rope), context, cross_mask);
   return ffn.is_empty() ? attended : ffn(attended);
 }
@@ -64,11 +71,24 @@ torch::Tensor DecoderImpl::forward(const torch::Tensor& x, const torch::Tensor& 
                                    const AttentionMask& self_mask,
                                    const AttentionMask& cross_mask) {
   const Rope rope = make_rope(x.size(1), head_dim_, rope_theta_, x.device());
+  const bool fused = cross_mask.kernel() == AttentionKernel::kLayers;
+  const std::vector<KeyValues> context =
+      fused ? fused_cross_keys_values(cross_attentions(), encoder_out) : std::vector<KeyValues>();
   auto stream = x;  // [B, L, d]
-  for (const auto& layer : *layers) {
-    stream = layer->as<DecoderBlock>()->forward(stream, encoder_out, self_mask, cross_mask, rope);
+  for (std::size_t i = 0; i < layers->size(); ++i) {
+    auto& block = *layers[i]->as<DecoderBlock>();
+    stream = fused ? block.forward(stream, context[i], self_mask, cross_mask, rope)
+                   : block.forward(stream, encoder_out, self_mask, cross_mask, rope);
   }
-  return final_norm(stream);
+  return fused ? fused_norm(*final_norm, stream) : final_norm(stream);
+}
+
+std::vector<Attention> DecoderImpl::cross_attentions() const {
+  std::vector<Attention> attentions;
+  for (const auto& layer : *layers) {
+    attentions.push_back(layer->as<DecoderBlock>()->cross_attn->attention);
+  }
+  return attentions;
 }
 
 DecoderState DecoderImpl::start(const torch::Tensor& encoder_out,

@@ -18,6 +18,10 @@ class DecoderBlockImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& encoder_out,
                         const AttentionMask& self_mask, const AttentionMask& cross_mask,
                         const Rope& rope);  // [B, L, d]
+  // `context`: what cross_attn->attention makes of the encoder's output.
+  torch::Tensor forward(const torch::Tensor& x, const KeyValues& context,
+                        const AttentionMask& self_mask, const AttentionMask& cross_mask,
+                        const Rope& rope);  // [B, L, d]
   torch::Tensor step(const torch::Tensor& x, KvCache& self, const KeyValues& cross,
                      const AttentionMask& cross_mask,
                      const Rope& rope);  // [B, 1, d]
@@ -58,6 +62,8 @@ class DecoderImpl : public torch::nn::Module {
   ZCRMSNorm final_norm{nullptr};
 
  private:
+  std::vector<Attention> cross_attentions() const;
+
   std::int64_t head_dim_;
   double rope_theta_;
 };

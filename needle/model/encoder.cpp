@@ -1,5 +1,7 @@
 #include "needle/model/encoder.h"
 
+#include "needle/model/fused_layer.h"
+
 namespace needle {
 
 EncoderBlockImpl::EncoderBlockImpl(const ModelConfig& config, double dropout_rate)
@@ -31,7 +33,8 @@ torch::Tensor EncoderImpl::forward(const torch::Tensor& x, const AttentionMask& 
   for (const auto& layer : *layers) {
     stream = layer->as<EncoderBlock>()->forward(stream, mask, rope);
   }
-  return final_norm(stream);
+  return mask.kernel() == AttentionKernel::kLayers ? fused_norm(*final_norm, stream)
+                                                   : final_norm(stream);
 }
 
 }  // namespace needle

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
+#include <ATen/Parallel.h>
+
 #include "needle/core/error.h"
+#include "needle/model/kernels/kernels.h"
 
 namespace needle {
 namespace {
@@ -23,6 +26,23 @@ torch::Tensor quantize_dequantize(const torch::Tensor& weight, std::int32_t max_
   return (codes * scale).flatten(1).narrow(1, 0, in);
 }
 
+// The same in one pass, for float32 on the CPU.
+torch::Tensor quantize_dequantize_on_host(const torch::Tensor& weight, std::int32_t max_code,
+                                          std::int64_t group_size) {
+  const auto source = weight.contiguous();
+  const auto result = torch::empty_like(source);
+  const QuantizedRows task{.width = source.size(1),
+                           .group = std::min(group_size, source.size(1)),
+                           .max_code = static_cast<float>(max_code),
+                           .min_scale = kMinScale};
+  const auto* values = source.const_data_ptr<float>();
+  auto* out = result.data_ptr<float>();
+  at::parallel_for(0, source.size(0), 64, [&](std::int64_t first, std::int64_t last) {
+    row_kernels().fake_quantize(task, values, first, last, out);
+  });
+  return result;
+}
+
 }  // namespace
 
 torch::Tensor fake_quantize(const torch::Tensor& weight, FakeQuant mode, std::int64_t group_size) {
@@ -36,7 +56,10 @@ torch::Tensor fake_quantize(const torch::Tensor& weight, FakeQuant mode, std::in
   torch::Tensor nearest;  // [out, in]
   {
     const torch::NoGradGuard no_grad;
-    nearest = quantize_dequantize(weight.to(torch::kFloat32), max_code(bits), group_size)
+    const auto wide = weight.to(torch::kFloat32);
+    nearest = (wide.device().is_cpu()
+                   ? quantize_dequantize_on_host(wide.detach(), max_code(bits), group_size)
+                   : quantize_dequantize(wide, max_code(bits), group_size))
                   .to(weight.scalar_type());
   }
   if (!torch::GradMode::is_enabled() || !weight.requires_grad()) {

@@ -22,11 +22,18 @@ enum class AttentionKernel {
   kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
   kRanges,  // on a CPU, whole rows: own products over segments and words (range_attention.h);
             // elsewhere as kFused
+  kLayers,  // on a CPU, float32, no dropout: each gated attention is one function of its own over
+            // those ranges (fused_layer.h); otherwise as kRanges
 };
-inline constexpr EnumNames<AttentionKernel, 3> kAttentionKernelNames{
+inline constexpr EnumNames<AttentionKernel, 4> kAttentionKernelNames{
     {{{AttentionKernel::kExact, "exact"},
       {AttentionKernel::kFused, "fused"},
-      {AttentionKernel::kRanges, "ranges"}}}};
+      {AttentionKernel::kRanges, "ranges"},
+      {AttentionKernel::kLayers, "layers"}}}};
+// Works on ranges where rows have them.
+inline bool takes_ranges(AttentionKernel kernel) {
+  return kernel == AttentionKernel::kRanges || kernel == AttentionKernel::kLayers;
+}
 template <>
 struct EnumTable<AttentionKernel> {
   static constexpr const auto& value = kAttentionKernelNames;
@@ -39,12 +46,14 @@ class AttentionMask {
   // `allowed`: bool, broadcastable to [B, 1, T, S].
   explicit AttentionMask(const torch::Tensor& allowed,
                          AttentionKernel kernel = AttentionKernel::kExact);
-  explicit AttentionMask(AttentionRanges ranges)
-      : kernel_(AttentionKernel::kRanges), ranges_(std::move(ranges)) {}
+  // recompute: kLayers keeps the inputs of each layer and computes the rest again going backward.
+  explicit AttentionMask(AttentionRanges ranges, AttentionKernel kernel = AttentionKernel::kRanges,
+                         bool recompute = false)
+      : kernel_(kernel), ranges_(std::move(ranges)), recompute_(recompute) {}
 
   AttentionKernel kernel() const { return kernel_; }
   bool allows_everything() const {
-    return kernel_ != AttentionKernel::kRanges && !blocked_.defined() && !bias_.defined();
+    return !takes_ranges(kernel_) && !blocked_.defined() && !bias_.defined();
   }
 
   // kExact: bool, true = may not attend
@@ -52,7 +61,8 @@ class AttentionMask {
   // kFused: float32, 0 or -1e30; and bool [.., T, 1], true in a row that may attend to nothing
   const torch::Tensor& bias() const { return bias_; }
   const torch::Tensor& no_key() const { return no_key_; }
-  const AttentionRanges& ranges() const { return ranges_; }  // kRanges
+  const AttentionRanges& ranges() const { return ranges_; }  // kRanges, kLayers
+  bool recompute() const { return recompute_; }
 
  private:
   AttentionKernel kernel_ = AttentionKernel::kExact;
@@ -60,6 +70,7 @@ class AttentionMask {
   torch::Tensor bias_;
   torch::Tensor no_key_;
   AttentionRanges ranges_;
+  bool recompute_ = false;
 };
 
 }  // namespace needle

@@ -31,7 +31,8 @@ struct LayerMasks {
 };
 
 // Nothing if the rows cannot be told as ranges.
-std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_id) {
+std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_id,
+                                      AttentionKernel kernel, bool recompute) {
   if (!input.source.device().is_cpu()) {
     return std::nullopt;
   }
@@ -52,13 +53,15 @@ std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_
   if (!source || !decoder || !cross) {
     return std::nullopt;
   }
-  return LayerMasks{AttentionMask(*source), AttentionMask(*decoder), AttentionMask(*cross)};
+  return LayerMasks{AttentionMask(*source, kernel, recompute),
+                    AttentionMask(*decoder, kernel, recompute),
+                    AttentionMask(*cross, kernel, recompute)};
 }
 
 }  // namespace
 
 NeedleImpl::NeedleImpl(const ModelConfig& config, double dropout_rate)
-    : config_((config.validate("model"), config)) {
+    : config_((config.validate("model"), config)), dropout_rate_(dropout_rate) {
   embedding = register_module("embedding", TiedEmbedding(config.vocab_size, config.d_model));
   encoder = register_module("encoder", Encoder(config, dropout_rate));
   decoder = register_module("decoder", Decoder(config, dropout_rate));
@@ -80,8 +83,9 @@ torch::Tensor NeedleImpl::decode(const torch::Tensor& decoder_in, const torch::T
 }
 
 torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
-  if (attention_kernel_ == AttentionKernel::kRanges) {
-    if (const auto masks = range_masks(input, config_.pad_token_id)) {
+  if (takes_ranges(attention_kernel_)) {
+    if (const auto masks =
+            range_masks(input, config_.pad_token_id, layer_kernel(), activation_checkpointing_)) {
       const auto encoder_out = encoder(embedding(input.source, compute_dtype_), masks->source);
       return decoder(embedding(input.decoder_in, compute_dtype_), encoder_out, masks->decoder,
                      masks->cross);
@@ -92,12 +96,24 @@ torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
   return decode(input.decoder_in, encoder_out, masks.decoder, masks.cross);
 }
 
+AttentionKernel NeedleImpl::layer_kernel() const {
+  const bool fused = attention_kernel_ == AttentionKernel::kLayers &&
+                     compute_dtype_ == torch::kFloat32 && (dropout_rate_ == 0.0 || !is_training());
+  return fused ? AttentionKernel::kLayers : AttentionKernel::kRanges;
+}
+
 torch::Tensor NeedleImpl::logits(const torch::Tensor& hidden_states) {
   return embedding->logits(hidden_states);
 }
 
 torch::Tensor NeedleImpl::embed(const torch::Tensor& tokens) {
-  const auto encoder_out = encode(tokens, padding_mask(tokens, config_.pad_token_id));  // [B, T, d]
+  const auto ranges = takes_ranges(attention_kernel_) && tokens.device().is_cpu()
+                          ? padding_ranges(tokens.size(1), tokens, config_.pad_token_id, false)
+                          : std::nullopt;
+  const auto encoder_out =
+      ranges ? encoder(embedding(tokens, compute_dtype_),
+                       AttentionMask(*ranges, layer_kernel(), activation_checkpointing_))
+             : encode(tokens, padding_mask(tokens, config_.pad_token_id));  // [B, T, d]
   return contrastive_head(encoder_out, tokens.ne(config_.pad_token_id));
 }
 
@@ -113,6 +129,7 @@ void NeedleImpl::set_fake_quant(FakeQuant kernels, FakeQuant embedding_mode) {
 
 void NeedleImpl::set_dropout_rate(double rate) {
   NEEDLE_CHECK(rate >= 0.0 && rate < 1.0, "dropout rate {} is not in [0, 1)", rate);
+  dropout_rate_ = rate;
   for (const auto& module : modules()) {
     if (auto* dropout = module->as<torch::nn::Dropout>()) {
       dropout->options.p(rate);

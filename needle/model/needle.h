@@ -71,6 +71,9 @@ class NeedleImpl : public torch::nn::Module {
   torch::ScalarType compute_dtype() const { return compute_dtype_; }
   void set_attention_kernel(AttentionKernel kernel) { attention_kernel_ = kernel; }
   AttentionKernel attention_kernel() const { return attention_kernel_; }
+  // With AttentionKernel::kLayers: what a layer computes between its products is not kept for the
+  // backward pass but computed again. Less memory, the same numbers.
+  void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }
   void set_dropout_rate(double rate);  // in training mode only, on the output of each sub-layer
 
   // Names of the dense kernels among named_parameters(), in that order: what Muon updates and the
@@ -86,10 +89,14 @@ class NeedleImpl : public torch::nn::Module {
   torch::Tensor log_temp;  // [], temperature of the contrastive loss, log scale
 
  private:
+  AttentionKernel layer_kernel() const;  // over ranges, as settings and dropout allow
+
   ModelConfig config_;
   FakeQuant kernel_quant_ = FakeQuant::kNone;
   torch::ScalarType compute_dtype_ = torch::kFloat32;
   AttentionKernel attention_kernel_ = AttentionKernel::kExact;
+  double dropout_rate_ = 0.0;
+  bool activation_checkpointing_ = false;
 };
 TORCH_MODULE(Needle);
 

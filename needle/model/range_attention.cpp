@@ -167,8 +167,8 @@ std::optional<AttentionRanges> padding_ranges(std::int64_t queries, const torch:
 
 std::optional<AttentionRanges> segment_ranges(const torch::Tensor& query_segments,
                                               const torch::Tensor& key_segments, bool causal) {
-  const auto of_queries = query_segments.cpu().contiguous();
-  const auto of_keys = key_segments.cpu().contiguous();
+  const auto of_queries = query_segments.to(torch::kCPU, torch::kInt64).contiguous();
+  const auto of_keys = key_segments.to(torch::kCPU, torch::kInt64).contiguous();
   const auto runs = [](const torch::Tensor& segments, std::int64_t row) {
     return runs_of(segments.const_data_ptr<std::int64_t>() + row * segments.size(1),
                    segments.size(1));

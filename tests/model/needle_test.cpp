@@ -39,7 +39,8 @@ TEST(ForwardGolden, PaddedRows) {
   auto model = test::golden_model();
   const EvalScope evaluation(*model);
   const auto file = load_tensors(test::golden("forward/padded.safetensors"));
-  for (const auto kernel : {AttentionKernel::kExact, AttentionKernel::kFused}) {
+  for (const auto kernel :
+       {AttentionKernel::kExact, AttentionKernel::kFused, AttentionKernel::kLayers}) {
     model->set_attention_kernel(kernel);
     ModelInput input = padded_input(file);
     EXPECT_LE(largest_difference(encoder_output(model, input), file.at("encoder_out")), kForward);
@@ -92,7 +93,8 @@ TEST(ForwardGolden, PackedRows) {
   ModelInput input = padded_input(file);
   input.source_segments = file.at("encoder_segments");
   input.decoder_segments = file.at("decoder_segments");
-  for (const auto kernel : {AttentionKernel::kExact, AttentionKernel::kFused}) {
+  for (const auto kernel :
+       {AttentionKernel::kExact, AttentionKernel::kFused, AttentionKernel::kLayers}) {
     model->set_attention_kernel(kernel);
     EXPECT_LE(largest_difference(encoder_output(model, input), file.at("encoder_out")), kForward);
     EXPECT_LE(largest_difference(model->forward(input), file.at("logits")), kForward);
@@ -147,7 +149,8 @@ TEST(ForwardGolden, Bfloat16ComputeAndParameters) {
   ModelInput input{.source = ids(padded, "source").narrow(0, 0, rows),
                    .decoder_in = ids(padded, "decoder_in").narrow(0, 0, rows)};
   model->set_compute_dtype(torch::kBFloat16);
-  for (const auto kernel : {AttentionKernel::kExact, AttentionKernel::kFused}) {
+  for (const auto kernel :
+       {AttentionKernel::kExact, AttentionKernel::kFused, AttentionKernel::kLayers}) {
     model->set_attention_kernel(kernel);
     const auto logits = model->forward(input);
     EXPECT_EQ(logits.scalar_type(), torch::kFloat32);

@@ -6,65 +6,10 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/model_fixtures.h"
+#include "tests/model/row_fixtures.h"
 
 namespace needle::test {
 namespace {
-
-// Two packed rows: padding at the end of the first, a segment of the answer without source (3), and
-// one of the source without answer (4).
-ModelInput packed_input(const ModelConfig& config) {
-  torch::manual_seed(3);
-  ModelInput input;
-  input.source = random_tokens(config, 2, 9);
-  input.decoder_in = random_tokens(config, 2, 7);
-  input.source_segments =
-      torch::tensor({{1, 1, 1, 1, 2, 2, 2, 0, 0}, {1, 1, 2, 2, 2, 2, 4, 4, 4}}, torch::kInt64);
-  input.decoder_segments =
-      torch::tensor({{1, 1, 1, 2, 2, 0, 0}, {1, 2, 2, 2, 3, 3, 3}}, torch::kInt64);
-  return input;
-}
-
-// Ragged rows; the last is padding alone on the source side.
-ModelInput padded_input(const ModelConfig& config) {
-  torch::manual_seed(4);
-  ModelInput input;
-  input.source = random_tokens(config, 3, 8);
-  input.decoder_in = random_tokens(config, 3, 6);
-  input.source[1].narrow(0, 5, 3).fill_(config.pad_token_id);
-  input.source[2].fill_(config.pad_token_id);
-  input.decoder_in[1].narrow(0, 2, 4).fill_(config.pad_token_id);
-  return input;
-}
-
-struct Pass {
-  torch::Tensor hidden;
-  std::vector<torch::Tensor> gradients;
-};
-
-Pass run(Needle& model, const ModelInput& input, AttentionKernel kernel) {
-  model->zero_grad();
-  model->set_attention_kernel(kernel);
-  const auto hidden = model->hidden(input);
-  torch::manual_seed(5);
-  (hidden.to(torch::kFloat32) * torch::randn(hidden.sizes())).sum().backward();
-  Pass pass{.hidden = hidden.detach(), .gradients = {}};
-  for (const auto& parameter : model->parameters()) {
-    pass.gradients.push_back(parameter.grad().defined() ? parameter.grad().clone()
-                                                        : torch::zeros_like(parameter));
-  }
-  return pass;
-}
-
-// The largest difference of a gradient, relative to its largest value (at least 1).
-double gradient_difference(const Pass& actual, const Pass& expected) {
-  double worst = 0.0;
-  for (std::size_t i = 0; i < expected.gradients.size(); ++i) {
-    const auto size = expected.gradients[i].abs().max().item<double>();
-    worst = std::max(worst, largest_difference(actual.gradients[i], expected.gradients[i]) /
-                                std::max(1.0, size));
-  }
-  return worst;
-}
 
 class RangeAttentionRowsTest : public testing::TestWithParam<bool> {
  protected:
@@ -78,11 +23,7 @@ TEST_P(RangeAttentionRowsTest, GivesTheValuesAndGradientsOfTheSpecification) {
   const Pass ranges = run(model, input_, AttentionKernel::kRanges);
   EXPECT_LT(largest_difference(ranges.hidden, exact.hidden), 2e-5);
   EXPECT_LT(gradient_difference(ranges, exact), 1e-4);
-  Pass nothing = exact;
-  for (auto& gradient : nothing.gradients) {
-    gradient = torch::zeros_like(gradient);
-  }
-  EXPECT_GT(gradient_difference(nothing, exact), 0.5);
+  EXPECT_GT(gradient_difference(nothing_like(exact), exact), 0.5);
 }
 
 TEST_P(RangeAttentionRowsTest, InBfloat16StaysAsNearAsTheSpecificationInBfloat16) {

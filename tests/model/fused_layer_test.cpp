@@ -1,0 +1,154 @@
+#include "needle/model/fused_layer.h"
+
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "needle/model/head_attention.h"
+#include "needle/model/kernels/kernels.h"
+
+#include "tests/model/model_fixtures.h"
+#include "tests/model/row_fixtures.h"
+
+namespace needle::test {
+namespace {
+
+class FusedLayerRowsTest : public testing::TestWithParam<bool> {
+ protected:
+  ModelConfig config_ = small_config();
+  ModelInput input_ = GetParam() ? packed_input(config_) : padded_input(config_);
+};
+
+TEST_P(FusedLayerRowsTest, GivesTheValuesAndGradientsOfTheSpecification) {
+  Needle model = random_model(config_, 1);
+  const Pass exact = run(model, input_, AttentionKernel::kExact);
+  const Pass fused = run(model, input_, AttentionKernel::kLayers);
+  EXPECT_LT(largest_difference(fused.hidden, exact.hidden), 2e-5);
+  EXPECT_LT(gradient_difference(fused, exact), 1e-4);
+  EXPECT_GT(gradient_difference(nothing_like(exact), exact), 0.5);
+}
+
+TEST_P(FusedLayerRowsTest, QuantisedWeightsEnterTheProductsAndGradientsPassThem) {
+  Needle model = random_model(config_, 1);
+  const Pass plain = run(model, input_, AttentionKernel::kLayers);
+  model->set_fake_quant(FakeQuant::kInt4, FakeQuant::kInt4);
+  const Pass exact = run(model, input_, AttentionKernel::kExact);
+  const Pass fused = run(model, input_, AttentionKernel::kLayers);
+  EXPECT_LT(largest_difference(fused.hidden, exact.hidden), 2e-5);
+  EXPECT_LT(gradient_difference(fused, exact), 1e-4);
+  EXPECT_GT(largest_difference(fused.hidden, plain.hidden), 1e-3);
+}
+
+TEST_P(FusedLayerRowsTest, ComputingAgainGivesTheSameBits) {
+  Needle model = random_model(config_, 1);
+  const Pass kept = run(model, input_, AttentionKernel::kLayers);
+  model->set_activation_checkpointing(true);
+  const Pass again = run(model, input_, AttentionKernel::kLayers);
+  EXPECT_EQ(largest_difference(again.hidden, kept.hidden), 0.0);
+  EXPECT_EQ(gradient_difference(again, kept), 0.0);
+}
+
+TEST_P(FusedLayerRowsTest, DropoutAndBfloat16TakeThePlainLayers) {
+  Needle model = random_model(config_, 1);
+  model->set_compute_dtype(torch::kBFloat16);
+  EXPECT_EQ(largest_difference(run(model, input_, AttentionKernel::kLayers).hidden,
+                               run(model, input_, AttentionKernel::kRanges).hidden),
+            0.0);
+  model->set_compute_dtype(torch::kFloat32);
+  model->train();
+  model->set_dropout_rate(0.5);
+  torch::manual_seed(9);
+  const auto dropped = run(model, input_, AttentionKernel::kLayers).hidden;
+  torch::manual_seed(9);
+  EXPECT_EQ(largest_difference(dropped, run(model, input_, AttentionKernel::kRanges).hidden), 0.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, FusedLayerRowsTest, testing::Bool(),
+                         [](const auto& row) { return row.param ? "Packed" : "Padded"; });
+
+// Longer rows than a block of scores, heads that are no multiple of a vector.
+TEST(HeadAttentionTest, LongRowsEqualTheSpecificationWithTheirGradients) {
+  torch::manual_seed(1);
+  for (const bool causal : {false, true}) {
+    const auto leaf = [](const torch::Tensor& tensor) { return tensor.requires_grad_(); };
+    const auto q = leaf(torch::randn({2, 4, 300, 10})), k = leaf(torch::randn({2, 2, 300, 10})),
+               v = leaf(torch::randn({2, 2, 300, 10}));
+    auto tokens = torch::ones({2, 300}, torch::kInt64);
+    tokens[1].narrow(0, 170, 130).zero_();
+    const auto ranges = *padding_ranges(300, tokens, 0, causal);
+    const auto wanted = range_attention(q, k, v, ranges).transpose(1, 2).flatten(2);
+    const auto grad = torch::randn(wanted.sizes());
+    (wanted * grad).sum().backward();
+    const torch::NoGradGuard no_grad;
+    const HeadAttention attention = head_attention(q, k, v, ranges);
+    EXPECT_LT(largest_difference(attention.attended, wanted), 1e-5);
+    const HeadAttentionGrad grads =
+        head_attention_backward(grad, attention.weights, q, k, v, ranges);
+    EXPECT_LT(largest_difference(grads.q, q.grad()), 2e-5);
+    EXPECT_LT(largest_difference(grads.k, k.grad()), 2e-5);
+    EXPECT_LT(largest_difference(grads.v, v.grad()), 2e-5);
+    EXPECT_GT(grads.k.abs().max().item<double>(), 0.1);
+  }
+}
+
+// Every table that this CPU has, against float64.
+class RowKernelsTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    kernels_ = find_row_kernels(GetParam());
+    if (kernels_ == nullptr) {
+      GTEST_SKIP() << "this CPU has no " << GetParam();
+    }
+  }
+  const RowKernels* kernels_ = nullptr;
+};
+
+TEST_P(RowKernelsTest, SoftmaxAndItsGradientAreThoseOfFloat64) {
+  torch::manual_seed(2);
+  const auto scores = torch::randn({7, 37}) * 8.0;
+  const auto mask = torch::ones({7, 37}, torch::kBool).tril(5);
+  const auto wide = scores.to(torch::kFloat64).masked_fill(~mask, -1e30).requires_grad_();
+  const auto wanted = wide.softmax(1);
+  const auto grad = torch::randn({7, 37});
+  (wanted * grad).sum().backward();
+  const ScoreBlock block{.rows = 7, .keys = 37, .causal = true, .first_row = 5};
+  const auto weights = scores.clone(), scores_grad = grad.clone();
+  kernels_->softmax(block, weights.data_ptr<float>());
+  kernels_->softmax_backward(block, weights.const_data_ptr<float>(), scores_grad.data_ptr<float>());
+  EXPECT_LT(largest_difference(weights, wanted.to(torch::kFloat32)), 4e-7);
+  EXPECT_LT(largest_difference(scores_grad, wide.grad().to(torch::kFloat32)), 4e-6);
+  EXPECT_GT(largest_difference(scores.softmax(1), wanted.to(torch::kFloat32)), 1e-2);
+}
+
+TEST_P(RowKernelsTest, NormAndItsGradientAreThoseOfFloat64) {
+  torch::manual_seed(3);
+  const auto x = torch::randn({5, 23}).requires_grad_(),
+             scale = torch::randn({23}).requires_grad_();
+  const auto wide = x.to(torch::kFloat64);
+  const auto wanted =
+      (1.0 + scale) * wide * torch::rsqrt(wide.square().mean(1, true) + kNormEpsilon);
+  const auto grad = torch::randn({5, 23});
+  (wanted * grad).sum().backward();
+  const auto normed = torch::empty({5, 23}), inverse = torch::empty({5}),
+             x_grad = torch::empty({5, 23}), scale_grad = torch::zeros({23});
+  kernels_->norm_forward(x.const_data_ptr<float>(), scale.const_data_ptr<float>(), 23, 0, 5,
+                         normed.data_ptr<float>(), inverse.data_ptr<float>());
+  kernels_->norm_backward({.width = 23,
+                           .x = x.const_data_ptr<float>(),
+                           .scale = scale.const_data_ptr<float>(),
+                           .inverse_rms = inverse.const_data_ptr<float>(),
+                           .normed_grad = grad.const_data_ptr<float>(),
+                           .through = nullptr,
+                           .x_grad = x_grad.data_ptr<float>(),
+                           .scale_grad = scale_grad.data_ptr<float>()},
+                          0, 5);
+  EXPECT_LT(largest_difference(normed, wanted.detach().to(torch::kFloat32)), 2e-6);
+  EXPECT_LT(largest_difference(x_grad, x.grad()), 5e-6);
+  EXPECT_LT(largest_difference(scale_grad, scale.grad()), 5e-6);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RowKernelsTest, testing::Values("generic", "avx2", "avx512"),
+                         [](const auto& isa) { return std::string(isa.param); });
+
+}  // namespace
+}  // namespace needle::test
