@@ -143,14 +143,17 @@ void run_bench(const TrainBenchOptions& options, bool json) {
     print_line(result.to_json());
     return;
   }
-  std::cout << format(
-                   "{} in {}\n"
-                   "speed       {:.0f} tokens/s, {:.1f} ms a step (fastest {:.1f})\n"
-                   "memory      {:.0f} MB at most\n"
-                   "loss        {:.6f} at the first step",
-                   result.config, result.compute_dtype, result.tokens_per_second, result.step_ms,
-                   result.step_ms_min, result.peak_rss_mb, result.loss)
-            << std::endl;
+  std::cout
+      << format(
+             "{} in {}\n"
+             "speed       {:.0f} tokens/s, {:.1f} ms a step (fastest {:.1f})\n"
+             "products    {:.0f} GFLOP/s: {:.0f} % of the {:.0f} that large products reach here\n"
+             "memory      {:.0f} MB at most\n"
+             "loss        {:.6f} at the first step\n{}",
+             result.config, result.compute_dtype, result.tokens_per_second, result.step_ms,
+             result.step_ms_min, result.gflops, 100.0 * result.gflops / result.gemm_gflops,
+             result.gemm_gflops, result.peak_rss_mb, result.loss, result.profile)
+      << std::flush;
 }
 
 }  // namespace
@@ -268,10 +271,14 @@ void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       ->allow_extra_args(false);
   command->add_option("--dump", options->dump,
                       "Folder for weights.safetensors and batch.safetensors of the first step");
+  command->add_option("--profile", options->profile,
+                      "File for a Chrome trace of the timed steps (chrome://tracing, "
+                      "ui.perfetto.dev); prints where the time went");
   command->add_flag("--json", *json, "Print the result as a JSON line");
   command->footer(
       "OMP_NUM_THREADS sets the threads. Examples:\n"
       "  needle-train bench --config tiny\n"
+      "  needle-train bench --config tiny --profile trace.json\n"
       "  needle-train bench --config pack4 --set train.compute_dtype=float32 --json");
   add_launch_options(*command, *launch);
   command->callback([options, json, launch] {

@@ -1,8 +1,35 @@
 #include "needle/train/adamw.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include <ATen/Parallel.h>
+
+#include "needle/model/kernels/kernels.h"
+
 namespace needle {
+namespace {
+
+bool fits_kernel(const torch::Tensor& tensor) {
+  return tensor.device().is_cpu() && tensor.scalar_type() == torch::kFloat32 &&
+         tensor.is_contiguous();
+}
+
+// All of a parameter's tensors in one pass.
+void update_on_host(const torch::Tensor& parameter, const torch::Tensor& gradient,
+                    const torch::Tensor& first_moment, const torch::Tensor& second_moment,
+                    const AdamUpdate& update) {
+  constexpr std::int64_t kGrain = 1 << 15;
+  const auto* g = gradient.const_data_ptr<float>();
+  auto* p = parameter.data_ptr<float>();
+  auto* m = first_moment.data_ptr<float>();
+  auto* v = second_moment.data_ptr<float>();
+  at::parallel_for(0, parameter.numel(), kGrain, [&](std::int64_t first, std::int64_t last) {
+    row_kernels().adam(update, last - first, g + first, p + first, m + first, v + first);
+  });
+}
+
+}  // namespace
 
 void adamw_step(const std::vector<torch::Tensor>& parameters,
                 const std::vector<torch::Tensor>& gradients,
@@ -13,6 +40,23 @@ void adamw_step(const std::vector<torch::Tensor>& parameters,
     return;
   }
   const torch::NoGradGuard no_grad;
+  const bool on_host = std::all_of(parameters.begin(), parameters.end(), fits_kernel) &&
+                       std::all_of(gradients.begin(), gradients.end(), fits_kernel);
+  if (on_host) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const auto power = static_cast<double>(updates[i]);
+      update_on_host(parameters[i], gradients[i], first_moments[i], second_moments[i],
+                     {.beta1 = static_cast<float>(config.beta1),
+                      .beta2 = static_cast<float>(config.beta2),
+                      .eps = static_cast<float>(config.eps),
+                      .decay = static_cast<float>(1.0 - lr * config.weight_decay),
+                      .root_correction =
+                          static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(config.beta2, power))),
+                      .step = static_cast<float>(-lr / (1.0 - std::pow(config.beta1, power)))});
+      parameters[i].unsafeGetTensorImpl()->bump_version();
+    }
+    return;
+  }
   at::_foreach_mul_(first_moments, config.beta1);
   at::_foreach_add_(first_moments, gradients, 1.0 - config.beta1);
   at::_foreach_mul_(second_moments, config.beta2);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 
 #include <torch/torch.h>
 
@@ -12,6 +13,8 @@
 #include "needle/model/checkpoint.h"
 #include "needle/train/device.h"
 #include "needle/train/device_batch.h"
+#include "needle/train/flops.h"
+#include "needle/train/profile.h"
 #include "needle/train/run_config.h"
 #include "needle/train/run_setup.h"
 #include "needle/train/train_step.h"
@@ -33,6 +36,8 @@ RunConfig bench_config(const TrainBenchCase& shape, const TrainBenchOptions& opt
   config.init = InitMethod::kReference;
   config.step.quant.every = 0;
   config.step.contrastive_every = 0;
+  config.train.attention = AttentionKernel::kLayers;  // as the CPU configs
+  config.optimizer.muon.symmetric_products = true;
   for (const std::string& assignment : options.overrides) {
     apply_override(config, assignment);
   }
@@ -65,6 +70,9 @@ Json TrainBenchResult::to_json() const {
           {"ms_step", step_ms},
           {"ms_step_min", step_ms_min},
           {"peak_rss_mb", peak_rss_mb},
+          {"gflops", gflops},
+          {"gemm_gflops", gemm_gflops},
+          {"utilization", gflops / gemm_gflops},
           {"loss", loss}};
 }
 
@@ -147,9 +155,8 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
   }
   const torch::Device device = model->embedding->weight.device();
   const auto replicas = ranks ? std::make_unique<DataParallel>(*ranks, model) : nullptr;
-  Optimizer optimizer = replicas
-                            ? replicas->make_optimizer(config.optimizer, options.steps + 1)
-                            : Optimizer(model, config.optimizer, options.steps + 1);
+  Optimizer optimizer = replicas ? replicas->make_optimizer(config.optimizer, options.steps + 1)
+                                 : Optimizer(model, config.optimizer, options.steps + 1);
   TrainStep step(model, optimizer, config.step, device, config.train.seed,
                  static_cast<std::uint64_t>(env.rank), replicas.get());
 
@@ -157,6 +164,10 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
                           .compute_dtype = c10::toString(model->compute_dtype()),
                           .ranks = env.world};
   result.loss = step.run(0, batches, nullptr, &counts).loss;
+  std::optional<Profile> profile;
+  if (!options.profile.empty()) {
+    profile.emplace();
+  }
   std::vector<double> times_ms;
   for (std::int64_t i = 1; i <= options.steps; ++i) {
     const auto start = std::chrono::steady_clock::now();
@@ -166,11 +177,21 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
         std::chrono::steady_clock::now() - start;
     times_ms.push_back(elapsed.count());
   }
+  if (profile) {
+    profile->stop();
+    profile->write_chrome_trace(options.profile);
+    constexpr std::size_t kRows = 25;
+    result.profile = profile->table(kRows);
+  }
   std::sort(times_ms.begin(), times_ms.end());
   result.step_ms = times_ms[times_ms.size() / 2];
   result.step_ms_min = times_ms.front();
   const auto tokens = static_cast<double>(shape.rows * (shape.enc_len + shape.dec_len));
   result.tokens_per_second = 1000.0 * tokens / result.step_ms;
+  const double flops = model_flops(shape.model, work_of(whole)) +
+                       muon_flops(shape.model, config.optimizer.muon.newton_schulz_steps);
+  result.gflops = flops / result.step_ms / 1e6;
+  result.gemm_gflops = product_gflops(model->compute_dtype(), device);
   result.peak_rss_mb = static_cast<double>(memory_use(torch::kCPU).peak_bytes) / 1e6;
   return result;
 }

@@ -24,6 +24,8 @@ struct TrainBenchOptions {
   // empty: no.
   std::filesystem::path dump;
   RankEnvironment environment;  // several ranks share the rows of each step
+  // Writes a Chrome trace of the timed steps there and puts a table into the result; empty: no.
+  std::filesystem::path profile;
 };
 
 struct TrainBenchResult {
@@ -34,7 +36,10 @@ struct TrainBenchResult {
   double step_ms = 0.0;            // median
   double step_ms_min = 0.0;
   double peak_rss_mb = 0.0;
-  double loss = 0.0;  // of the first step: of the weights that `dump` holds
+  std::string profile;       // where the time went, as text
+  double gflops = 0.0;       // of the model's and Muon's products, as the equations have them
+  double gemm_gflops = 0.0;  // what a large product reaches on this machine in the compute type
+  double loss = 0.0;         // of the first step: of the weights that `dump` holds
 
   Json to_json() const;
 };

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include <ATen/Parallel.h>
+
 #include "needle/core/error.h"
+#include "needle/model/kernels/kernels.h"
 
 namespace needle {
 namespace {
@@ -35,6 +38,26 @@ void check_rows(const torch::Tensor& rows, const torch::Tensor& target,
                weights.numel(), target.numel());
 }
 
+// A block's sums on the CPU: logits [rows, V] become their gradient, in one pass over each row.
+struct BlockLoss {
+  torch::Tensor cross_entropy, z;  // []
+};
+BlockLoss host_block_loss(torch::Tensor& logits, const torch::Tensor& target,
+                          const torch::Tensor& weight, double z_weight) {
+  const auto losses = torch::empty({logits.size(0), 2}, logits.options());
+  const LossRows task{.width = logits.size(1),
+                      .target = target.const_data_ptr<std::int64_t>(),
+                      .weight = weight.const_data_ptr<float>(),
+                      .z_weight = static_cast<float>(z_weight)};
+  auto* values = logits.data_ptr<float>();
+  auto* sums = losses.data_ptr<float>();
+  at::parallel_for(0, logits.size(0), 8, [&](std::int64_t first, std::int64_t last) {
+    row_kernels().loss_rows(task, first, last, values, sums);
+  });
+  const auto total = losses.sum(0);
+  return {.cross_entropy = total[0], .z = total[1]};
+}
+
 // The gradient is made in the forward pass, block by block, and only scaled in the backward pass:
 // logits and their gradient [N, V] would otherwise be the largest tensors of a step by far.
 class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
@@ -54,12 +77,25 @@ class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
       hidden_grad = torch::empty({n, hidden.size(1)}, embedding.options());
       embedding_grad = torch::zeros_like(embedding);
     }
+    const bool on_host = embedding.device().is_cpu();
     for (std::int64_t start = 0; start < n; start += block_rows) {
       const auto rows = std::min(block_rows, n - start);
       const auto x = hidden.narrow(0, start, rows).to(torch::kFloat32);  // [rows, d]
       const auto ids = target.narrow(0, start, rows).unsqueeze(1);       // [rows, 1]
       const auto weight = row_weight.narrow(0, start, rows).unsqueeze(1);
-      const auto logits = x.matmul(embedding.t());  // [rows, V]
+      auto logits = x.matmul(embedding.t());  // [rows, V]
+      if (on_host) {
+        const BlockLoss loss = host_block_loss(logits, target.narrow(0, start, rows),
+                                               row_weight.narrow(0, start, rows), z_weight);
+        cross_entropy += loss.cross_entropy;
+        z += loss.z;
+        if (with_gradient) {
+          auto x_grad = hidden_grad.narrow(0, start, rows);
+          torch::mm_out(x_grad, logits, embedding);
+          embedding_grad.addmm_(logits.t(), x);
+        }
+        continue;
+      }
       auto log_p = torch::log_softmax(logits, 1);
       const auto log_p_target = log_p.gather(1, ids);
       const auto log_partition = logits.gather(1, ids) - log_p_target;  // [rows, 1]
@@ -124,9 +160,9 @@ LossParts tied_token_loss(const torch::Tensor& hidden, const torch::Tensor& embe
   const RowWeights weight = row_weights(ids, weights, options);
   const bool with_gradient =
       torch::GradMode::is_enabled() && (hidden.requires_grad() || embedding.requires_grad());
-  const auto parts =
-      TiedTokenLoss::apply(hidden.reshape({-1, hidden.size(-1)}), embedding, ids,
-                           weight.cross_entropy, weight.z, options.block_rows, with_gradient);
+  const auto parts = TiedTokenLoss::apply(hidden.reshape({-1, hidden.size(-1)}), embedding,
+                                          ids.contiguous(), weight.cross_entropy.contiguous(),
+                                          weight.z, options.block_rows, with_gradient);
   return {.cross_entropy = parts[1], .z = parts[2], .text_loss = parts[0]};
 }
 

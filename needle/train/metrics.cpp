@@ -66,6 +66,7 @@ Json StepRecord::to_json() const {
                {"skipped", skipped},
                {"skipped_total", skipped_total},
                {"tokens_per_second", number(tokens_per_second)},
+               {"utilization", number(utilization)},
                {"seconds", number(seconds)}};
   if (contrastive) {
     json["contrastive"] = number(*contrastive);
@@ -76,10 +77,10 @@ Json StepRecord::to_json() const {
 std::string StepRecord::console_line() const {
   return format(
       "step={}/{} epoch={:.2f} loss={:.4f} ce={:.4f} z={:.4f} contrastive={} grad_norm={:.3f} "
-      "adam_lr={:.3g} muon_lr={:.3g} tokens_per_s={:.0f} skipped={}",
+      "adam_lr={:.3g} muon_lr={:.3g} tokens_per_s={:.0f} mfu={:.0f}% skipped={}",
       step, total_steps, epoch, loss, cross_entropy, z_loss,
       contrastive ? format("{:.4f}", *contrastive) : "-", grad_norm, adam_lr, muon_lr,
-      tokens_per_second, skipped_total);
+      tokens_per_second, 100.0 * utilization, skipped_total);
 }
 
 Json ValidationRecord::to_json() const {

@@ -32,10 +32,13 @@ struct StepRecord {
   bool skipped = false;
   std::int64_t skipped_total = 0;  // in the whole run so far
   double tokens_per_second = 0.0;  // source and target tokens, padding left out
-  double seconds = 0.0;            // of training, over the whole run
+  // Of the step's products (train/flops.h): their rate as a share of what large products reach on
+  // this device ("model FLOP utilisation"). 0: not measured.
+  double utilization = 0.0;
+  double seconds = 0.0;  // of training, over the whole run
 
-  // Keys as in metrics.jsonl. `seconds` and `tokens_per_second` are the only ones that differ
-  // between equal runs.
+  // Keys as in metrics.jsonl. `seconds`, `tokens_per_second` and `utilization` are the only ones
+  // that differ between equal runs.
   Json to_json() const;
   std::string console_line() const;  // step=20/400 epoch=0.52 loss=3.1416 ...
 };

@@ -4,14 +4,20 @@
 #include <map>
 #include <utility>
 
+#include <ATen/Parallel.h>
+
 #include "needle/core/error.h"
+#include "needle/model/blas.h"
+#include "needle/model/kernels/half_product.h"
+#include "needle/model/kernels/kernels.h"
 
 namespace needle {
 namespace {
 
+constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;  // steepest slope at zero in five steps
+
 // x: [n, rows, columns], rows <= columns; x <- a x + (b G + c G G) x with G = x x^T, `steps` times.
 torch::Tensor newton_schulz(torch::Tensor x, std::int64_t steps, NewtonSchulzDtype dtype) {
-  constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;  // steepest slope at zero in five steps
   x = x / (torch::linalg_vector_norm(x, 2, torch::IntArrayRef{1, 2}, /*keepdim=*/true) + 1e-7);
   if (dtype == NewtonSchulzDtype::kBfloat16) {
     x = x.to(torch::kBFloat16);
@@ -24,10 +30,143 @@ torch::Tensor newton_schulz(torch::Tensor x, std::int64_t steps, NewtonSchulzDty
   return x.to(torch::kFloat32);
 }
 
+// A square matrix of which the lower blocks are computed and the upper ones copied.
+class SymmetricMatrix {
+ public:
+  explicit SymmetricMatrix(std::int64_t size)
+      : size_(size), block_(std::max<std::int64_t>((size / 4 + 15) / 16 * 16, 16)) {
+    values_.resize(static_cast<std::size_t>(size * size));
+  }
+
+  const float* data() const { return values_.data(); }
+
+  // = alpha a b + beta * itself, a [size, inner], b [inner, size].
+  void assign_product(float alpha, const float* a, std::int64_t inner, const Matrix& b,
+                      float beta) {
+    for (std::int64_t first = 0; first < size_; first += block_) {
+      const std::int64_t rows = std::min(block_, size_ - first);
+      multiply({rows, first + rows, inner}, alpha, {a + first * inner, inner}, b, beta,
+               values_.data() + first * size_, size_);
+    }
+    mirror();
+  }
+
+  // = alpha left right + beta * itself.
+  void assign_product(float alpha, const HalfLeft& left, const HalfRight& right, float beta) {
+    multiply_half({.rows = size_, .columns = size_, .alpha = alpha, .beta = beta, .lower = true},
+                  left, right, values_.data());
+    mirror();
+  }
+
+  void assign(const SymmetricMatrix& other) { values_ = other.values_; }
+
+ private:
+  void mirror() {
+    constexpr std::int64_t kTile = 16;
+    for (std::int64_t rows = 0; rows < size_; rows += kTile) {
+      for (std::int64_t columns = rows; columns < size_; columns += kTile) {
+        for (std::int64_t i = rows; i < std::min(rows + kTile, size_); ++i) {
+          for (std::int64_t j = std::max(columns, i + 1); j < std::min(columns + kTile, size_);
+               ++j) {
+            values_[static_cast<std::size_t>(i * size_ + j)] =
+                values_[static_cast<std::size_t>(j * size_ + i)];
+          }
+        }
+      }
+    }
+  }
+
+  std::int64_t size_;
+  std::int64_t block_;
+  std::vector<float> values_;  // [size, size]
+};
+
+// As newton_schulz in float32, each matrix by one thread.
+torch::Tensor symmetric_newton_schulz(torch::Tensor x, std::int64_t steps) {
+  x = x / (torch::linalg_vector_norm(x, 2, torch::IntArrayRef{1, 2}, /*keepdim=*/true) + 1e-7);
+  const std::int64_t rows = x.size(1), columns = x.size(2);
+  auto* data = x.data_ptr<float>();
+  at::parallel_for(0, x.size(0), 1, [&](std::int64_t first, std::int64_t last) {
+    SymmetricMatrix gram(rows), polynomial(rows);
+    std::vector<float> old(static_cast<std::size_t>(rows * columns));
+    for (std::int64_t n = first; n < last; ++n) {
+      float* matrix = data + n * rows * columns;
+      for (std::int64_t i = 0; i < steps; ++i) {
+        gram.assign_product(1.0F, matrix, columns, {matrix, columns, true}, 0.0F);
+        polynomial.assign(gram);
+        polynomial.assign_product(static_cast<float>(kC), gram.data(), rows, {gram.data(), rows},
+                                  static_cast<float>(kB));
+        std::copy(matrix, matrix + rows * columns, old.begin());
+        multiply({rows, columns, rows}, 1.0F, {polynomial.data(), rows}, {old.data(), columns},
+                 static_cast<float>(kA), matrix, columns);
+      }
+    }
+  });
+  return x;
+}
+
+// The same with products of float16.
+torch::Tensor half_newton_schulz(torch::Tensor x, std::int64_t steps) {
+  x = x / (torch::linalg_vector_norm(x, 2, torch::IntArrayRef{1, 2}, /*keepdim=*/true) + 1e-7);
+  const std::int64_t rows = x.size(1), columns = x.size(2);
+  auto* data = x.data_ptr<float>();
+  at::parallel_for(0, x.size(0), 1, [&](std::int64_t first, std::int64_t last) {
+    SymmetricMatrix gram(rows), polynomial(rows);
+    HalfLeft left;
+    HalfRight right;
+    for (std::int64_t n = first; n < last; ++n) {
+      float* matrix = data + n * rows * columns;
+      for (std::int64_t i = 0; i < steps; ++i) {
+        left.pack(matrix, rows, columns);
+        right.pack_transposed(matrix, rows, columns);
+        gram.assign_product(1.0F, left, right, 0.0F);
+        left.pack(gram.data(), rows, rows);
+        right.pack(gram.data(), rows, rows);
+        polynomial.assign(gram);
+        polynomial.assign_product(static_cast<float>(kC), left, right, static_cast<float>(kB));
+        left.pack(polynomial.data(), rows, rows);
+        right.pack(matrix, rows, columns);
+        multiply_half(
+            {.rows = rows, .columns = columns, .alpha = 1.0F, .beta = static_cast<float>(kA)}, left,
+            right, matrix);
+      }
+    }
+  });
+  return x;
+}
+
+// Momentum, look-ahead, decay and step of one matrix in one pass.
+void update_on_host(const torch::Tensor& parameter, const torch::Tensor& orthogonal,
+                    const torch::Tensor& momentum, const MuonUpdate& update) {
+  constexpr std::int64_t kGrain = 1 << 15;
+  const auto* g = orthogonal.const_data_ptr<float>();
+  auto* p = parameter.data_ptr<float>();
+  auto* m = momentum.data_ptr<float>();
+  at::parallel_for(0, parameter.numel(), kGrain, [&](std::int64_t first, std::int64_t last) {
+    row_kernels().muon(update, last - first, g + first, p + first, m + first);
+  });
+  parameter.unsafeGetTensorImpl()->bump_version();
+}
+
+bool takes_host_kernel(const torch::Tensor& tensor) {
+  return tensor.device().is_cpu() && tensor.scalar_type() == torch::kFloat32 &&
+         tensor.is_contiguous();
+}
+
+torch::Tensor orthogonalize_stack(const torch::Tensor& stack, const OrthogonalizeOptions& options) {
+  const bool on_host = stack.device().is_cpu() && stack.scalar_type() == torch::kFloat32 &&
+                       options.dtype != NewtonSchulzDtype::kBfloat16;
+  if (on_host && options.dtype == NewtonSchulzDtype::kFloat16 && has_half_products()) {
+    return half_newton_schulz(stack, options.steps);
+  }
+  return on_host && options.symmetric ? symmetric_newton_schulz(stack, options.steps)
+                                      : newton_schulz(stack, options.steps, options.dtype);
+}
+
 }  // namespace
 
 std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradients,
-                                         std::int64_t steps, NewtonSchulzDtype dtype) {
+                                         const OrthogonalizeOptions& options) {
   using Shape = std::pair<std::int64_t, std::int64_t>;  // the shorter side first
   std::map<Shape, std::vector<std::size_t>> groups;
   for (std::size_t i = 0; i < gradients.size(); ++i) {
@@ -43,7 +182,7 @@ std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradi
     for (const std::size_t i : members) {
       wide.push_back(gradients[i].size(0) > gradients[i].size(1) ? gradients[i].t() : gradients[i]);
     }
-    const auto orthogonal = newton_schulz(torch::stack(wide), steps, dtype).unbind(0);
+    const auto orthogonal = orthogonalize_stack(torch::stack(wide), options).unbind(0);
     for (std::size_t k = 0; k < members.size(); ++k) {
       const auto& gradient = gradients[members[k]];
       results[members[k]] =
@@ -64,8 +203,18 @@ void muon_step(const std::vector<torch::Tensor>& parameters,
     return;
   }
   const torch::NoGradGuard no_grad;
-  const auto update =
-      orthogonalize(gradients, config.newton_schulz_steps, config.newton_schulz_dtype);
+  const auto update = orthogonalize(gradients, {.steps = config.newton_schulz_steps,
+                                                .dtype = config.newton_schulz_dtype,
+                                                .symmetric = config.symmetric_products});
+  if (std::all_of(parameters.begin(), parameters.end(), takes_host_kernel)) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      update_on_host(parameters[i], update[i].contiguous(), momenta[i],
+                     {.momentum = static_cast<float>(config.momentum),
+                      .weight_decay = static_cast<float>(config.weight_decay),
+                      .lr = static_cast<float>(lr)});
+    }
+    return;
+  }
   at::_foreach_mul_(momenta, config.momentum);
   at::_foreach_add_(momenta, update);
   at::_foreach_add_(update, momenta, config.momentum);  // Nesterov: g + momentum * m

@@ -11,9 +11,13 @@
 
 namespace needle {
 
-enum class NewtonSchulzDtype { kFloat32, kBfloat16 };
-inline constexpr EnumNames<NewtonSchulzDtype, 2> kNewtonSchulzDtypeNames{
-    {{{NewtonSchulzDtype::kFloat32, "float32"}, {NewtonSchulzDtype::kBfloat16, "bfloat16"}}}};
+// kFloat16: products of float16 with sums that end in float32 (model/kernels/half_product.h), more
+// exact than bfloat16; where the CPU has no such instructions, and elsewhere, float32.
+enum class NewtonSchulzDtype { kFloat32, kBfloat16, kFloat16 };
+inline constexpr EnumNames<NewtonSchulzDtype, 3> kNewtonSchulzDtypeNames{
+    {{{NewtonSchulzDtype::kFloat32, "float32"},
+      {NewtonSchulzDtype::kBfloat16, "bfloat16"},
+      {NewtonSchulzDtype::kFloat16, "float16"}}}};
 template <>
 struct EnumTable<NewtonSchulzDtype> {
   static constexpr const auto& value = kNewtonSchulzDtypeNames;
@@ -25,6 +29,7 @@ struct MuonConfig {
   double weight_decay = 0.01;
   std::int64_t newton_schulz_steps = 5;
   NewtonSchulzDtype newton_schulz_dtype = NewtonSchulzDtype::kFloat32;
+  bool symmetric_products = false;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -35,7 +40,12 @@ struct MuonConfig {
           "Added to the update, times the weight, before the learning rate");
     visit("newton_schulz_steps", self.newton_schulz_steps, "Iterations of the orthogonalisation");
     visit("newton_schulz_dtype", self.newton_schulz_dtype,
-          "float32 is exact to the reference; bfloat16 is faster where the hardware has it");
+          "float32 is exact to the reference; bfloat16 is faster where the hardware has it; "
+          "float16 is "
+          "faster on a CPU with AVX512-FP16, elsewhere float32");
+    visit(
+        "symmetric_products", self.symmetric_products,
+        "float32 and float16 on a CPU: of a symmetric product compute half; equal within rounding");
   }
 };
 
@@ -43,9 +53,17 @@ struct MuonConfig {
 // singular values end near 1 (0.7 to 1.2), not at it. A zero matrix stays zero. float32 out,
 // whatever `dtype` the products are taken in. Matrices of one shape (or its transpose) go through
 // together; the results keep the order.
+//
+// symmetric: float32 and float16 on the CPU; X X^T and the square of it are symmetric, so their
+// lower blocks alone are products and the rest is copied. A thread takes a matrix through all
+// steps, in its cache.
+struct OrthogonalizeOptions {
+  std::int64_t steps = 5;
+  NewtonSchulzDtype dtype = NewtonSchulzDtype::kFloat32;
+  bool symmetric = false;
+};
 std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradients,
-                                         std::int64_t steps = 5,
-                                         NewtonSchulzDtype dtype = NewtonSchulzDtype::kFloat32);
+                                         const OrthogonalizeOptions& options = {});
 torch::Tensor orthogonalize(const torch::Tensor& gradient);
 
 // One update of every parameter, in place: g = orthogonalize(gradient); m = momentum * m + g;

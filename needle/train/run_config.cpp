@@ -69,13 +69,14 @@ void flatten(const Json& json, const std::string& path,
 // Fields that change what is written, when, or where it is computed, but not what is learned.
 // (Another device or thread count changes rounding; that is the user's choice.)
 bool may_differ(const std::string& field) {
-  constexpr std::array<std::string_view, 13> kFree = {"output",
+  constexpr std::array<std::string_view, 14> kFree = {"output",
                                                       "tokenizer.",
                                                       "data.train",
                                                       "data.validation",
                                                       "data.cache",
                                                       "train.device",
                                                       "train.compute_dtype",
+                                                      "train.activation_checkpointing",
                                                       "train.log_every",
                                                       "train.checkpoint_every",
                                                       "train.keep_checkpoints",

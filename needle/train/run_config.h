@@ -78,6 +78,7 @@ struct TrainConfig {
   std::string device = "auto";
   ComputeDtype compute_dtype = ComputeDtype::kAuto;
   AttentionKernel attention = AttentionKernel::kFused;
+  bool activation_checkpointing = false;
   double dropout = 0.0;
   std::int64_t contrastive_rows = 64;
   std::int64_t log_every = 10;
@@ -108,10 +109,13 @@ struct TrainConfig {
     visit("device", self.device, "auto, cpu, cuda, cuda:1, mps, ...");
     visit("compute_dtype", self.compute_dtype,
           "Type of activations: auto, float32 or bfloat16; parameters stay float32");
-    visit(
-        "attention", self.attention,
-        "fused: less memory and faster; ranges: packed rows segment by segment on a CPU; exact: as "
-        "written in the specification; equal within rounding");
+    visit("attention", self.attention,
+          "layers: fastest on a CPU, each gated attention one function (dropout and bfloat16 take "
+          "ranges); ranges: packed rows segment by segment on a CPU; fused: the library's, which "
+          "other devices take; exact: as written in the specification; equal within rounding");
+    visit("activation_checkpointing", self.activation_checkpointing,
+          "With attention layers: compute what a layer keeps again in the backward pass; less "
+          "memory, more time, the same numbers");
     visit("dropout", self.dropout, "Rate on the output of each sub-layer");
     visit("contrastive_rows", self.contrastive_rows, "Query-tool pairs of a retrieval step");
     visit("log_every", self.log_every,

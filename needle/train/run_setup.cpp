@@ -65,7 +65,9 @@ std::int64_t estimated_bytes(const ModelConfig& model, const TrainConfig& train,
   const std::int64_t T = prompt.max_enc_len, L = prompt.max_dec_len, d = model.d_model,
                      H = model.num_heads;
   constexpr std::int64_t kPerToken = 16;  // copies of the stream that one attention keeps
-  const std::int64_t per_score = train.attention == AttentionKernel::kFused ? 0 : 2;
+  const std::int64_t per_score = train.attention == AttentionKernel::kFused    ? 0
+                                 : train.attention == AttentionKernel::kLayers ? 1
+                                                                               : 2;
   const std::int64_t encoder =
       model.num_encoder_layers * (T * d * kPerToken + H * T * T * per_score);
   const std::int64_t decoder = model.num_decoder_layers * (2 * L * d * kPerToken + T * d * 4 +
@@ -161,6 +163,7 @@ void place_model(Needle& model, const TrainConfig& train) {
   const torch::Device device = choose_device(train.device);
   model->to(device);
   model->set_attention_kernel(train.attention);
+  model->set_activation_checkpointing(train.activation_checkpointing);
   model->set_compute_dtype(choose_compute_dtype(train.compute_dtype, device));
 }
 

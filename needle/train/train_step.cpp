@@ -5,12 +5,15 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/record_function.h>
+
 #include "needle/core/error.h"
 #include "needle/core/random.h"
 #include "needle/model/checkpoint.h"
 #include "needle/train/device.h"
 #include "needle/train/device_batch.h"
 #include "needle/train/fake_quant_scope.h"
+#include "needle/train/flops.h"
 
 namespace needle {
 namespace {
@@ -85,10 +88,12 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
   report.lr_adam = optimizer_.lr_adam();
   report.lr_muon = optimizer_.lr_muon();
   report.quantized = is_quantized_step(step);
+  report.flops = muon_flops(model_->config(), optimizer_.config().muon.newton_schulz_steps);
   TokenLossOptions options{.z_loss = config_.loss.z_loss,
                            .pad_token_id = model_->config().pad_token_id,
                            .block_rows = loss_block_rows(device_)};
   for (const Batch& batch : micro_batches) {
+    report.flops += model_flops(model_->config(), work_of(batch));
     report.source_tokens += count_tokens(batch.source);
     report.target_tokens += batch.target_tokens();
     options.positions += batch.rows * batch.dec_len;
@@ -113,7 +118,10 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
     if (replicas_ != nullptr && &batch == &micro_batches.back() && !with_pairs) {
       replicas_->last_backward_follows();
     }
-    parts.text_loss.backward();
+    {
+      RECORD_USER_SCOPE("step: backward");
+      parts.text_loss.backward();
+    }
     sums.narrow(0, 0, 3) += torch::stack({parts.text_loss.detach(), parts.cross_entropy, parts.z});
   }
   if (with_pairs) {
@@ -132,7 +140,12 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
 LossParts TrainStep::text_loss(const Batch& host, const TokenLossOptions& options) {
   const DeviceBatch batch = to_device(host, device_, model_->config().vocab_size,
                                       config_.weighted ? &config_.loss.class_weights : nullptr);
-  const auto hidden = model_->hidden(batch.input);  // [B, L, d]
+  torch::Tensor hidden;  // [B, L, d]
+  {
+    RECORD_USER_SCOPE("step: forward");
+    hidden = model_->hidden(batch.input);
+  }
+  RECORD_USER_SCOPE("step: loss and its gradient");
   auto& embedding = *model_->embedding;
   return tied_token_loss(hidden, embedding.weight_path(embedding.weight, torch::kFloat32),
                          batch.target, batch.weights, options);
@@ -147,8 +160,8 @@ torch::Tensor TrainStep::pair_loss(const ContrastiveBatch& host) {
 // Every number that the host decides on or reports, at once: the only wait for the device.
 StepTotals TrainStep::totals(const torch::Tensor& sums, const StepReport& report) {
   if (replicas_ != nullptr) {
-    const auto tokens = torch::tensor({static_cast<float>(report.source_tokens),
-                                       static_cast<float>(report.target_tokens)});
+    const auto tokens = torch::tensor(
+        {static_cast<float>(report.source_tokens), static_cast<float>(report.target_tokens)});
     return replicas_->finish_backward(torch::cat({sums, tokens.to(device_)}));
   }
   const auto numbers = torch::cat({sums, optimizer_.grad_norm().to(device_).view({1})}).cpu();
@@ -177,9 +190,9 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
   } else if (!std::isfinite(report.contrastive.value_or(0.0))) {
     report.skip_reason = format("the contrastive loss is {}", name_of_bad(*report.contrastive));
   } else if (!std::isfinite(report.grad_norm)) {
-    report.skip_reason = format(
-        "the gradient norm is {} (first in {})", name_of_bad(report.grad_norm),
-        replicas_ != nullptr ? replicas_->first_bad_gradient() : first_bad_gradient(model_));
+    report.skip_reason =
+        format("the gradient norm is {} (first in {})", name_of_bad(report.grad_norm),
+               replicas_ != nullptr ? replicas_->first_bad_gradient() : first_bad_gradient(model_));
   }
   report.skipped = !report.skip_reason.empty();
   for (std::size_t i = 0; report.skipped && i < total.bad_ranks.size(); ++i) {
@@ -189,6 +202,7 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
     replicas_ != nullptr ? replicas_->begin_step() : optimizer_.zero_grad();
     return;
   }
+  RECORD_USER_SCOPE("step: optimiser");
   optimizer_.step(report.grad_norm);
   if (replicas_ != nullptr) {
     replicas_->share_parameters();

@@ -57,6 +57,7 @@ struct StepReport {
   double grad_norm = 0.0;             // before clipping
   double lr_adam = 0.0;               // the rates of this update
   double lr_muon = 0.0;
+  double flops = 0.0;              // of the step's products (train/flops.h)
   std::int64_t source_tokens = 0;  // non-pad
   std::int64_t target_tokens = 0;
   bool quantized = false;  // the step went through quantised weights

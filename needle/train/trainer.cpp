@@ -10,6 +10,7 @@
 #include "needle/core/log.h"
 #include "needle/core/progress.h"
 #include "needle/model/checkpoint.h"
+#include "needle/train/profile.h"
 #include "needle/train/saved_model.h"
 
 namespace needle {
@@ -346,6 +347,7 @@ void Trainer::note(const StepReport& report, double step_seconds) {
   seconds_since_log_ += step_seconds;
   tokens_since_log_ += tokens;
 
+  static const double peak_flops = 1e9 * product_gflops(model_->compute_dtype(), device_);
   StepRecord record{.step = state_.step,
                     .total_steps = state_.total_steps,
                     .epoch = static_cast<double>(state_.sampler.epoch) +
@@ -362,6 +364,7 @@ void Trainer::note(const StepReport& report, double step_seconds) {
                     .skipped = report.skipped,
                     .skipped_total = state_.skipped_total,
                     .tokens_per_second = static_cast<double>(tokens) / step_seconds,
+                    .utilization = report.flops / step_seconds / peak_flops,
                     .seconds = state_.seconds};
   if (metrics_) {
     metrics_->write(record);

@@ -9,15 +9,16 @@
 
 #include "needle/core/json.h"
 #include "needle/core/progress.h"
-#include "needle/model/model_engine.h"
+#include "needle/train/batch_answers.h"
 #include "needle/train/fake_quant_scope.h"
 #include "needle/train/perplexity.h"
 
 namespace needle {
 namespace {
 
-// The time is looked at between two groups of queries.
-constexpr std::size_t kQueriesAtATime = 16;
+// Decoded together; the time is looked at between two groups.
+constexpr std::size_t kQueriesAtATime = 64;
+constexpr std::int64_t kRowsAtATime = 32;
 
 std::size_t at_most(std::size_t count, std::int64_t limit) {
   return std::min(count, static_cast<std::size_t>(std::max<std::int64_t>(limit, 0)));
@@ -39,8 +40,8 @@ void add_perplexity(Needle& model, const torch::Device& device, const Validation
     if (next >= rows.size()) {
       return false;
     }
-    data.datasets.front().fill_batch(
-        rows.subspan(next, std::min(batch_rows, rows.size() - next)), batch);
+    data.datasets.front().fill_batch(rows.subspan(next, std::min(batch_rows, rows.size() - next)),
+                                     batch);
     next += batch_rows * world;
     return true;
   };
@@ -107,11 +108,10 @@ std::vector<EvalCase> share_of(std::span<const EvalCase> cases, const Ranks& ran
 }
 
 // Answers until the time is over; some of the cases at least.
-Predictions answer_in_time(const FunctionCaller& caller, std::span<const EvalCase> cases,
-                           const ValidateConfig& config, bool show_progress) {
-  const EvaluateOptions options{.max_gen_len = config.max_gen_len,
-                                .constrain = Constrain::kNone,
-                                .threads = static_cast<std::size_t>(config.threads)};
+Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
+                           std::span<const EvalCase> cases, const ValidateConfig& config,
+                           bool show_progress) {
+  const BatchAnswerOptions options{.max_gen_len = config.max_gen_len, .batch_rows = kRowsAtATime};
   Predictions predictions;
   std::optional<Progress> progress;
   if (show_progress) {
@@ -125,8 +125,8 @@ Predictions answer_in_time(const FunctionCaller& caller, std::span<const EvalCas
       break;
     }
     const auto rest = cases.subspan(predictions.items.size());
-    Predictions part =
-        predict_calls(caller, rest.first(std::min(rest.size(), kQueriesAtATime)), options);
+    Predictions part = predict_calls_in_batches(
+        model, tokenizer, prompt, rest.first(std::min(rest.size(), kQueriesAtATime)), options);
     std::move(part.items.begin(), part.items.end(), std::back_inserter(predictions.items));
     predictions.wall_seconds += part.wall_seconds;
     if (progress) {
@@ -139,14 +139,13 @@ Predictions answer_in_time(const FunctionCaller& caller, std::span<const EvalCas
 CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
                   std::span<const EvalCase> cases, const ValidateConfig& config, Ranks* ranks) {
   const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
-  const ModelEngine engine(model);
-  const FunctionCaller caller(engine, tokenizer, prompt);
   if (ranks == nullptr) {
-    const Predictions predictions = answer_in_time(caller, cases, config, /*show_progress=*/true);
+    const Predictions predictions =
+        answer_in_time(model, tokenizer, prompt, cases, config, /*show_progress=*/true);
     return score_predictions(cases.first(predictions.items.size()), predictions);
   }
   const Predictions own =
-      answer_in_time(caller, share_of(cases, *ranks), config, ranks->is_first());
+      answer_in_time(model, tokenizer, prompt, share_of(cases, *ranks), config, ranks->is_first());
   std::vector<std::size_t> answered;
   const Predictions all = exchange(own, *ranks, answered);
   std::vector<EvalCase> scored;

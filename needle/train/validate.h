@@ -41,7 +41,7 @@ struct ValidateConfig {
     visit("max_seconds", self.max_seconds,
           "Stop answering after so long and score what there is; 0: never. A resumed run repeats "
           "the scores only without");
-    visit("threads", self.threads, "Queries answered at a time; 0: one per core");
+    visit("threads", self.threads, "Queries of the final evaluation answered at a time; 0: one per core");
   }
 };
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "needle/core/error.h"
+#include "needle/model/kernels/half_product.h"
 
 #include "tests/train/golden_case.h"
 
@@ -60,12 +61,48 @@ TEST(OrthogonalizeTest, CommutesWithTransposition) {  // [out, in] here, (in, ou
 TEST(OrthogonalizeTest, Bfloat16StaysNear) {
   torch::manual_seed(4);
   const auto gradient = torch::randn({32, 64});
-  const auto coarse = orthogonalize({gradient}, 5, NewtonSchulzDtype::kBfloat16).front();
+  const auto coarse = orthogonalize({gradient}, {.dtype = NewtonSchulzDtype::kBfloat16}).front();
   EXPECT_EQ(coarse.scalar_type(), torch::kFloat32);
   const double difference = (coarse - orthogonalize(gradient)).norm().item<double>();
   EXPECT_GT(difference, 0.0);
   // Entries of 32 rows of unit length; bfloat16 keeps 8 bits, five steps of it stay within 5 %.
   EXPECT_LT(difference, 0.05 * std::sqrt(32.0));
+}
+
+TEST(OrthogonalizeTest, Float16StaysNearerThanBfloat16WhereTheCpuHasIt) {
+  torch::manual_seed(7);
+  for (const auto& [rows, columns] : {std::pair{70, 90}, {130, 130}, {33, 17}}) {
+    const auto gradient = torch::randn({rows, columns});
+    const auto exact = orthogonalize(gradient);
+    const auto error = [&](NewtonSchulzDtype dtype) {
+      const auto result = orthogonalize({gradient}, {.dtype = dtype, .symmetric = true}).front();
+      return (result - exact).norm().item<double>();
+    };
+    const double half = error(NewtonSchulzDtype::kFloat16);
+    EXPECT_LT(half, error(NewtonSchulzDtype::kBfloat16));
+    EXPECT_EQ(half > 1e-4, has_half_products());
+  }
+  // A matrix of one direction has the largest values that a normed one can have.
+  const auto narrow = torch::outer(torch::eye(64)[0], torch::eye(64)[1]) * 5.0;
+  const auto result = orthogonalize({narrow}, {.dtype = NewtonSchulzDtype::kFloat16}).front();
+  EXPECT_LT(largest(result - orthogonalize(narrow)), 5e-3);
+}
+
+TEST(OrthogonalizeTest, HalfOfTheSymmetricProductsGivesTheSame) {
+  torch::manual_seed(6);
+  std::vector<torch::Tensor> gradients;
+  for (const auto& [rows, columns] : {std::pair{70, 90}, {90, 70}, {130, 130}, {70, 90}, {1, 9}}) {
+    gradients.push_back(torch::randn({rows, columns}));
+  }
+  gradients.push_back(torch::zeros({70, 90}));
+  const auto whole = orthogonalize(gradients);
+  const auto half = orthogonalize(gradients, {.symmetric = true});
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_LE(largest(half[i] - whole[i]), 2e-5);
+  }
+  EXPECT_GT(largest(half[0] - whole[3]), 0.1);
+  EXPECT_EQ(largest(half.back()), 0.0);
 }
 
 TEST(OrthogonalizeTest, RefusesWhatIsNoMatrix) {

@@ -144,6 +144,7 @@ inline std::vector<Json> timeless_metrics(const std::filesystem::path& run) {
   for (Json& record : records) {
     record.erase("seconds");
     record.erase("tokens_per_second");
+    record.erase("utilization");
   }
   return records;
 }
