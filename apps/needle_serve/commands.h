@@ -1,6 +1,7 @@
 // The two ways to run needle-serve, and what they share.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,7 +21,8 @@ struct ModelOptions {
   std::string numerics = "int8";
 
   void add_to(CLI::App& app);
-  ModelStore open() const;
+  // `more`: a folder whose models are served, too; "": none.
+  ModelStore open(const std::filesystem::path& more = {}) const;
 };
 
 // Tools that need not come with each request.

@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include "needle/core/error.h"
+#include "needle/core/file.h"
 #include "needle/server/http_server.h"
+#include "needle/server/playground.h"
 
 #include "apps/needle_serve/commands.h"
 
@@ -22,6 +24,7 @@ struct ServeCommand {
   ToolOptions tools;
   HttpServerOptions http;
   ServiceOptions service;
+  std::string workspace;
   bool insecure = false;
 };
 
@@ -75,10 +78,39 @@ void check_exposure(const ServeCommand& options) {
   }
 }
 
+// NEEDLE_HOME; "" where neither it nor HOME is set.
+std::filesystem::path cache_folder() {
+  try {
+    return needle_home();
+  } catch (const ConfigError&) {
+    return {};
+  }
+}
+
+// Nothing where there is no folder for it to keep things in.
+std::unique_ptr<Playground> make_playground(const ServeCommand& options) {
+  const std::filesystem::path cache = cache_folder();
+  if (cache.empty() && options.workspace.empty()) {
+    return nullptr;
+  }
+  const std::filesystem::path released = cache / "released" / "needle.pkl";
+  return std::make_unique<Playground>(PlaygroundOptions{
+      .folder = options.workspace.empty() ? cache / "playground"
+                                          : std::filesystem::absolute(options.workspace),
+      .released = std::filesystem::exists(released) ? released : std::filesystem::path(),
+      .train_program = find_program("needle-train"),
+      .export_program = find_program("needle-export"),
+      .limits = options.service.limits,
+      .uploads = {}});
+}
+
 void serve(ServeCommand options) {
   check_exposure(options);
   StopOnSignal::block();
-  ModelStore models = options.models.open();
+  const auto playground = make_playground(options);
+  options.service.extension = playground.get();
+  ModelStore models =
+      options.models.open(playground ? playground->models_folder() : std::filesystem::path());
   const auto imported = options.tools.import();
   options.service.shelf = &imported->shelf;
   Service service(models, options.service);
@@ -100,6 +132,9 @@ void serve(ServeCommand options) {
 
 void add_access_options(CLI::App& app, ServeCommand& options) {
   AccessOptions& access = options.service.access;
+  app.add_option("--workspace", options.workspace,
+                 "Folder where the page keeps uploaded models, rows and finetunings; default: "
+                 "playground in NEEDLE_HOME (~/.cache/needle)");
   app.add_option("--host", options.http.host, "Address to listen on")->capture_default_str();
   app.add_option("--port", options.http.port, "Port; 0: any free one")
       ->check(CLI::Range(0, 65535))

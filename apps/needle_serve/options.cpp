@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "needle/core/error.h"
@@ -24,13 +26,20 @@ void ModelOptions::add_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-ModelStore ModelOptions::open() const {
+ModelStore ModelOptions::open(const std::filesystem::path& more) const {
   // Without --model: the files of --models, else whatever is at hand.
   ModelStore::Finder finder;
   if (!folder.empty()) {
     finder = [place = folder] { return models_in(place); };
   } else if (models.empty()) {
     finder = [] { return models_at_hand(); };
+  }
+  if (!more.empty()) {
+    finder = [more, others = std::move(finder)] {
+      std::vector<ModelFile> files = others ? others() : std::vector<ModelFile>();
+      std::ranges::copy(models_in(more), std::back_inserter(files));
+      return files;
+    };
   }
   return {{models.begin(), models.end()},
           std::move(finder),

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -81,6 +82,24 @@ bool Connection::client_gone() const {
   pollfd descriptor{.fd = socket_, .events = POLLRDHUP, .revents = 0};
   return ::poll(&descriptor, 1, 0) > 0 &&
          (descriptor.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+bool Connection::from_this_machine() const {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getpeername(socket_, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    return false;
+  }
+  if (address.ss_family == AF_INET) {
+    const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(address);
+    return (ntohl(ipv4.sin_addr.s_addr) >> 24) == IN_LOOPBACKNET;
+  }
+  if (address.ss_family == AF_INET6) {
+    const auto& ipv6 = reinterpret_cast<const sockaddr_in6&>(address);
+    return IN6_IS_ADDR_LOOPBACK(&ipv6.sin6_addr) ||
+           (IN6_IS_ADDR_V4MAPPED(&ipv6.sin6_addr) && ipv6.sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
+  }
+  return address.ss_family == AF_UNIX;
 }
 
 ssize_t Connection::read(char* bytes, std::size_t size) {

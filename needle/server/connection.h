@@ -27,6 +27,7 @@ class Connection final : public httplib::Stream {
   Head wait_for_head();
 
   bool client_gone() const;
+  bool from_this_machine() const;  // the client's address is a loopback one
   // Sends what is left and waits a moment for the client to read it: closing at once would throw
   // away a reply to a client that is still sending.
   void finish();

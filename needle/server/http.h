@@ -21,6 +21,7 @@ struct HttpRequest {
   std::string path;    // decoded, without the query part
   HttpHeaders headers;
   std::string body;
+  bool from_this_machine = false;                            // the client runs here
   std::function<bool()> client_gone = [] { return false; };  // cheap: asked at every token
 
   // "" if absent.

@@ -28,6 +28,7 @@ HttpRequest to_request(const httplib::Request& from) {
       place->second += ", " + value;
     }
   }
+  request.from_this_machine = current_connection->from_this_machine();
   request.client_gone = [connection = current_connection] { return connection->client_gone(); };
   return request;
 }

@@ -58,7 +58,7 @@ struct Service::Route {
 };
 
 const Service::Route* Service::find_route(std::string_view path) {
-  static constexpr std::array<Route, 12> kRoutes = {{
+  static constexpr std::array<Route, 10> kRoutes = {{
       {"/v1/chat/completions", "POST", &Service::chat},
       {"/v1/embeddings", "POST", &Service::embeddings},
       {"/v1/rank", "POST", &Service::rank},
@@ -69,14 +69,17 @@ const Service::Route* Service::find_route(std::string_view path) {
       {"/metrics", "GET", &Service::metrics},
       {"/openapi.json", "GET", &Service::openapi, true},
       {"/", "GET", &Service::page, true},
-      {"/playground.css", "GET", &Service::page, true},
-      {"/playground.js", "GET", &Service::page, true},
   }};
   const auto found = std::ranges::find_if(kRoutes, [&](const Route& route) {
     const bool folder = route.path.size() > 1 && route.path.ends_with('/');
     return folder ? path.starts_with(route.path) : path == route.path;
   });
-  return found == kRoutes.end() ? nullptr : &*found;
+  if (found != kRoutes.end()) {
+    return &*found;
+  }
+  static constexpr Route kPageFile = {"/", "GET", &Service::page, true};
+  const bool of_page = path.ends_with(".js") || path.ends_with(".css");
+  return of_page && !embedded_file(path.substr(1)).empty() ? &kPageFile : nullptr;
 }
 
 Service::Service(ModelStore& models, ServiceOptions options)
@@ -85,9 +88,19 @@ Service::Service(ModelStore& models, ServiceOptions options)
       admission_(options_.running, options_.waiting),
       run_id_(format("{}", std::random_device()())) {}
 
+bool Service::is_extension(const HttpRequest& request) const {
+  return options_.extension != nullptr && options_.extension->owns(request.path);
+}
+
 std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
   const Route* route = find_route(request.path);
   try {
+    if (is_extension(request)) {
+      check_access(request, options_.access, /*open=*/false);
+      options_.extension->check_head(request);
+      check_body_head(request);
+      return {};
+    }
     // A preflight carries no key.
     check_access(request, options_.access,
                  route == nullptr || route->open || request.method == "OPTIONS");
@@ -112,15 +125,19 @@ std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
             415, format("Content-Type: expected application/json, got {}",
                         excerpt(JsonValue::string(std::string(request.header("Content-Type"))))));
       }
-      if (!request.header("Content-Encoding").empty()) {
-        throw ApiError(415, "Content-Encoding: expected a body that is not compressed");
-      }
-      check_length(request, options_.limits.body_bytes);
+      check_body_head(request);
     }
   } catch (const ApiError& error) {
     return error.to_reply();
   }
   return {};
+}
+
+void Service::check_body_head(const HttpRequest& request) const {
+  if (!request.header("Content-Encoding").empty()) {
+    throw ApiError(415, "Content-Encoding: expected a body that is not compressed");
+  }
+  check_length(request, options_.limits.body_bytes);
 }
 
 HttpReply Service::handle(const HttpRequest& request) {
@@ -130,7 +147,9 @@ HttpReply Service::handle(const HttpRequest& request) {
     reply.headers[name] = value;
   }
   const Route* route = find_route(request.path);
-  const std::string_view name = route == nullptr ? "other" : route->path;
+  const std::string_view name = is_extension(request) ? "/playground"
+                                : route == nullptr    ? "other"
+                                                      : route->path;
   const auto count = [this, name, start, status = reply.status] {
     metrics_.count_reply(
         name, status,
@@ -150,6 +169,9 @@ HttpReply Service::handle(const HttpRequest& request) {
 HttpReply Service::dispatch(const HttpRequest& request) {
   const Route* route = find_route(request.path);
   try {
+    if (is_extension(request)) {
+      return options_.extension->handle(request);
+    }
     if (route == nullptr) {
       throw ApiError(404, "no such route");
     }

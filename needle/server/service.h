@@ -13,6 +13,7 @@
 #include "needle/server/limits.h"
 #include "needle/server/metrics.h"
 #include "needle/server/model_store.h"
+#include "needle/server/route_extension.h"
 #include "needle/server/tool_shelf.h"
 
 namespace needle {
@@ -20,9 +21,10 @@ namespace needle {
 struct ServiceOptions {
   AccessOptions access;
   ServerLimits limits;
-  std::size_t running = 1;           // requests that models work on at once
-  std::size_t waiting = 64;          // more wait for their turn; beyond that 429
-  const ToolShelf* shelf = nullptr;  // not owned: tools for requests that name none; may be null
+  std::size_t running = 1;              // requests that models work on at once
+  std::size_t waiting = 64;             // more wait for their turn; beyond that 429
+  const ToolShelf* shelf = nullptr;     // not owned: tools for requests that name none; may be null
+  RouteExtension* extension = nullptr;  // not owned, outlives the service; may be absent
 };
 
 // Thread-safe. Keeps a reference to `models`, which must outlive it.
@@ -44,6 +46,8 @@ class Service {
   struct Route;
   static const Route* find_route(std::string_view path);
 
+  bool is_extension(const HttpRequest& request) const;
+  void check_body_head(const HttpRequest& request) const;  // throws ApiError
   HttpReply dispatch(const HttpRequest& request);
   HttpReply chat(const HttpRequest& request);
   HttpReply embeddings(const HttpRequest& request);
