@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""The page in a real Chromium, from the first look to the finetuned model; screenshots are kept.
+
+usage: browser_test.py PROGRAMS_FOLDER SCREENSHOTS_FOLDER
+  PROGRAMS_FOLDER     where needle-serve, needle-train and needle-export lie
+  SCREENSHOTS_FOLDER  gets NAME-WIDTH-THEME.png
+exit code 77: skipped, there is no Chromium or no Playwright (pip install playwright; the browser is the system's)
+"""
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import zipfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from serving import Server  # noqa: E402
+
+WIDE = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+TRAINING_MS = 280_000  # a tiny training on a busy machine
+
+
+class Story:
+    def __init__(self, page, port, screenshots):
+        self.page = page
+        self.url = f"http://127.0.0.1:{port}/"
+        self.screenshots = screenshots
+        self.complaints = []
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.complaints.append(f"asked elsewhere: {request.url}")
+                if not request.url.startswith((self.url, "blob:", "data:")) else None)
+
+    def picture(self, name):
+        """The page as it is, wide and on a phone, light and dark; nowhere may it be wider than the screen."""
+        for size, theme in [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")]:
+            self.page.set_viewport_size(size)
+            self.page.emulate_media(color_scheme=theme)
+            wide = self.page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= size["width"], f"{name}: {wide} pixels wide at {size['width']}: {self.widest()}"
+            self.page.screenshot(path=self.screenshots / f"{name}-{size['width']}-{theme}.png", full_page=True)
+        self.page.set_viewport_size(WIDE)
+        self.page.emulate_media(color_scheme="light")
+
+    def widest(self):
+        return self.page.evaluate("""() => [...document.querySelectorAll('body *')].filter(node => node.getBoundingClientRect().right > innerWidth + 1)
+            .map(node => node.tagName + '#' + node.id + '.' + node.className).slice(0, 5)""")
+
+    def text(self, selector):
+        return self.page.inner_text(selector)
+
+    def names(self):
+        """Every control has a name that can be read aloud."""
+        nameless = self.page.evaluate("""() => [...document.querySelectorAll('button, input, select, textarea, [role=img]')].filter(node => {
+            if (node.closest('[hidden]')) return false;
+            const label = node.labels?.[0]?.textContent.trim() || node.getAttribute('aria-label') || node.textContent.trim() || node.querySelector('title')?.textContent;
+            return !label;
+        }).map(node => node.outerHTML.slice(0, 120))""")
+        assert not nameless, nameless
+
+    def said(self, part):
+        self.page.wait_for_function("part => document.getElementById('message').textContent.includes(part)", arg=part)
+
+
+def looks_first(story):
+    page = story.page
+    page.goto(story.url)
+    story.said("There is no model yet")
+    assert page.evaluate("document.activeElement.tagName") == "BODY"
+    story.names()
+    story.picture("1-first-look")
+
+
+def edits_tools(story):
+    page = story.page
+    page.fill("#tools", '[\n  {"name": "a", "parameters": {}},\n  {"name": "b" "x": 1}\n]')
+    assert story.text("#tools-state").startswith("Line 3: column 16"), story.text("#tools-state")
+    assert page.get_attribute("#tools", "aria-invalid") == "true"
+    story.picture("2-tools-with-a-mistake")
+    page.click("#to-line")
+    assert page.evaluate("(({selectionStart: a, selectionEnd: b, value}) => value.slice(a, b))(document.getElementById('tools'))") == '  {"name": "b" "x": 1}'
+    page.fill("#tools", '{"tools": [\n{"name": "a"},\n{"type": "function", "function": {"name": "a"}}\n]}')
+    assert story.text("#tools-state").startswith("Line 3: a tool called a is declared twice"), story.text("#tools-state")
+    for style, count in [("Travel (OpenAI style)", 2), ("Office (MCP style)", 2), ("Home (flat style)", 3)]:
+        page.select_option("#examples", style)
+        assert story.text("#tools-state") == f"{count} tools"
+    page.set_input_files("#upload-tools", {"name": "t.json", "mimeType": "application/json", "buffer": b'[{"name": "up"}]'})
+    page.wait_for_function("document.getElementById('tools-state').textContent === '1 tool'")
+    page.select_option("#examples", "Home (flat style)")
+
+
+def makes_rows(story):
+    page = story.page
+    page.focus("#tab-try")
+    page.keyboard.press("ArrowRight")  # the other page, by keyboard alone
+    assert page.is_visible("#page-finetune")
+    page.fill("#job input[name=name]", "mine")
+    page.fill("#job input[name=count]", "90")
+    story.names()
+    story.picture("3-new-finetuning")
+    page.click("#job button[type=submit]")
+    page.wait_for_selector("#job table.rows td.call-text")
+    assert "90 rows" in story.text("#job") and "good to train on" in story.text("#job")
+    page.click("text=Add a row by hand")
+    page.fill("[aria-label='New row: request']", "wake me at dawn")
+    page.fill("[aria-label='New row: calls as JSON']", '[{"name": "set_alarm", "arguments": {"tim": "dawn"}}]')
+    page.click("#job details button:text('Add')")
+    story.said("rows[0].answers[0].arguments")
+    page.fill("[aria-label='New row: calls as JSON']", '[{"name": "set_alarm", "arguments": {"time": "dawn"}}]')
+    page.click("#job details button:text('Add')")
+    page.wait_for_selector("text=91 rows")
+    story.picture("4-rows-checked")
+
+
+def trains(story):
+    page = story.page
+    page.select_option("#job select[name=shape]", "tiny")
+    page.fill("#job input[name=epochs]", "6")
+    page.click("text=Start training")
+    page.wait_for_selector("#job h2:has-text('training')")
+    page.reload()  # the job goes on, and is found again
+    page.wait_for_selector("#job h2:has-text('training'), #job h2:has-text('exporting'), #job h2:has-text('done')", timeout=10_000)
+    page.wait_for_selector("#job svg .curve, #job h2:has-text('done')", timeout=TRAINING_MS)
+    story.names()
+    story.picture("5-training")
+    page.wait_for_selector("#job h2:has-text('mine: done')", timeout=TRAINING_MS)
+    assert "exact match" in story.text("#job")
+    page.click("#job summary:has-text('Validation scores')")
+    for summary in page.query_selector_all("#job summary:has-text('Wrong answers')"):
+        summary.click()
+    story.names()
+    story.picture("6-result")
+
+
+def downloads(story, folder):
+    with story.page.expect_download() as download:
+        story.page.click("text=Download bundle")
+    path = folder / "bundle.zip"
+    download.value.save_as(path)
+    with zipfile.ZipFile(path) as bundle:
+        assert bundle.testzip() is None
+        names = {name.removeprefix("mine/") for name in bundle.namelist()}
+        expected = {"README.md", "mine.needle", "model.json", "model.safetensors", "report.json", "report.md", "test.jsonl",
+                    "tokenizer.model", "tools.json", "train.jsonl", "validation.jsonl"}
+        assert expected <= names, names
+        (folder / "copy.needle").write_bytes(bundle.read("mine/mine.needle"))
+        (folder / "broken.needle").write_bytes(bundle.read("mine/mine.needle")[:-1000])
+
+
+def asks(story):
+    page = story.page
+    page.click("text=Try it")
+    assert page.input_value("#model") == "mine"
+    page.fill("#query", "wake me up at 7 am")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#results .card")
+    page.wait_for_function("document.querySelector('#results .state').textContent.includes('tokens')")
+    page.click("text=JSON")
+    assert isinstance(json.loads(story.text("#results pre"))["calls"], list)
+    page.click("button:text('See why')")
+    page.wait_for_selector("#results .tokens button")
+    assert page.locator("#results .query-line").inner_text() == "wake me up at 7 am"
+    assert "forced by the grammar" in story.text("#results")
+    page.focus("#results .tokens button[tabindex='0']")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('#results .tokens button')[1]")
+    story.names()
+    story.picture("7-see-why")
+
+
+def adds_and_compares(story, folder):
+    page = story.page
+    page.set_input_files("#upload-model", folder / "broken.needle")
+    page.wait_for_selector("#message.bad")
+    page.set_input_files("#upload-model", folder / "copy.needle")
+    story.said("copy is loaded")
+    page.select_option("#model", "mine")
+    page.check("#compare")
+    page.select_option("#other-model", "copy")
+    page.click("button:text('Calls')")
+    page.click("#run")
+    page.wait_for_function("document.getElementById('verdict').textContent === 'Same answer'")
+    assert page.locator("#results .result").count() == 2
+    story.picture("8-compared")
+
+
+def begins_again(story):
+    """Rows of a finished finetuning begin the next, from where it ended; cancelled, it can go on."""
+    page = story.page
+    page.click("#tab-finetune")
+    page.click("text=Train on with more rows")
+    page.wait_for_selector("#job h2:has-text('ready to train')")
+    assert "91 rows" in story.text("#job")
+    page.fill("#job input[name=epochs]", "100")
+    page.click("text=Start training")
+    page.click("button:text('Cancel')")
+    page.wait_for_selector("#job h2:has-text('cancelled')", timeout=60_000)
+    assert page.is_visible("button:text('Continue')")
+    story.picture("9-cancelled")
+
+
+def main():
+    programs, screenshots = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        print("Playwright is not installed: skipped (scripts/setup installs it)")
+        return 77
+    if chromium is None:
+        print("there is no chromium: skipped (apt-get install chromium)")
+        return 77
+    screenshots.mkdir(parents=True, exist_ok=True)
+    for old in screenshots.glob("*.png"):
+        old.unlink()
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        folder = pathlib.Path(temporary)
+        (folder / "here").mkdir()
+        environment = {"NEEDLE_HOME": str(folder / "home"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        with Server(programs / "needle-serve", cwd=folder / "here", environment=environment) as server:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport=WIDE, accept_downloads=True)
+            page.set_default_timeout(20_000)
+            story = Story(page, server.port, screenshots)
+            try:
+                looks_first(story)
+                edits_tools(story)
+                makes_rows(story)
+                trains(story)
+                downloads(story, folder)
+                asks(story)
+                adds_and_compares(story, folder)
+                begins_again(story)
+            except Exception:
+                page.screenshot(path=screenshots / "failed.png", full_page=True)
+                print("the page said:", story.text("#message"), story.complaints, file=sys.stderr)
+                raise
+            # Refusals that a step provoked are the browser's to report; errors of the page's own are not.
+            own = [text for text in story.complaints if "the server responded with a status" not in text]
+            assert not own, own
+            browser.close()
+    print(f"the whole story was told; screenshots in {screenshots}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
