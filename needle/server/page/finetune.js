@@ -105,7 +105,7 @@ function jobParts(job) {
   if (job.stage === 'draft') add(settingsPart(job));
   if (job.settings) add(progressPart());
   if (job.check) nodes.push(rowsTable(job));
-  if (job.stage === 'draft') nodes.push(addRowForm(job, (now) => { shown = null; show(now); }));
+  if (job.stage === 'draft') nodes.push(addRowForm(job, () => { shown = null; refresh(); }));
   return {nodes, update: (now) => updates.forEach((update) => update(now))};
 }
 

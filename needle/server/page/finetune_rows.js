@@ -135,13 +135,14 @@ export function rowEditor(query, answers, label) {
   }};
 }
 
-// A row by hand, for a draft; calls `changed` with the job as it is then.
+// A row by hand, for a draft; calls `changed` when it is there.
 export function addRowForm(job, changed) {
   const row = rowEditor('', '[]', 'New row');
   return element('details', {}, element('summary', {}, 'Add a row by hand'), row.node,
     element('button', {type: 'button', class: 'small', onclick: async () => {
       try {
-        changed(await postJson(`playground/jobs/${job.id}/rows`, {rows: [row.read()]}));
+        await postJson(`playground/jobs/${job.id}/rows`, {rows: [row.read()]});
+        changed();
         say('The row was added.');
       } catch (error) {
         say(error.message, true);
