@@ -87,7 +87,7 @@ def edits_tools(story):
         page.select_option("#examples", style)
         assert story.text("#tools-state") == f"{count} tools"
     page.set_input_files("#upload-tools", {"name": "t.json", "mimeType": "application/json", "buffer": b'[{"name": "up"}]'})
-    page.wait_for_function("document.getElementById('tools-state').textContent === '1 tool'")
+    page.wait_for_function("() => document.getElementById('tools-state').textContent === '1 tool'")
     page.select_option("#examples", "Home (flat style)")
 
 
@@ -156,7 +156,7 @@ def asks(story):
     page.fill("#query", "wake me up at 7 am")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#results .card")
-    page.wait_for_function("document.querySelector('#results .state').textContent.includes('tokens')")
+    page.wait_for_function("() => document.querySelector('#results .state').textContent.includes('tokens')")
     page.click("text=JSON")
     assert isinstance(json.loads(story.text("#results pre"))["calls"], list)
     page.click("button:text('See why')")
@@ -182,7 +182,7 @@ def adds_and_compares(story, folder):
     page.select_option("#other-model", "copy")
     page.click("button:text('Calls')")
     page.click("#run")
-    page.wait_for_function("document.getElementById('verdict').textContent === 'Same answer'")
+    page.wait_for_function("() => document.getElementById('verdict').textContent === 'Same answer'")
     assert page.locator("#results .result").count() == 2
     story.picture("8-compared")
 
