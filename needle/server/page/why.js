@@ -56,7 +56,9 @@ const KINDS = {forced: 'forced by the grammar', chosen: 'chosen among what the g
 const shown = (piece) => piece.replaceAll('\u2581', ' ').replaceAll('\n', '\u21b5') || ' ';
 
 function tokenDetail(step) {
-  const rows = step.alternatives.map((other) => element('tr', {class: other.allowed ? '' : 'masked'},
+  const own = {id: step.id, piece: step.piece, probability: step.probability, allowed: true};
+  const others = step.alternatives.some((other) => other.id === step.id) ? step.alternatives : [own, ...step.alternatives];
+  const rows = others.map((other) => element('tr', {class: other.allowed ? '' : 'masked'},
     element('td', {class: 'code'}, shown(other.piece)), element('td', {}, bar(other.probability, percent(other.probability))),
     element('td', {class: 'number'}, percent(other.probability)), element('td', {class: 'note'}, other.allowed ? '' : 'masked')));
   const cut = step.outside === undefined || step.kind === 'free' ? '' : ` The grammar ruled out ${percent(step.outside)} of what the model would have said.`;
