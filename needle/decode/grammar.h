@@ -32,10 +32,13 @@ class Grammar {
     Kind kind = Kind::kLiterals;
     std::int32_t index = 0;
   };
-  // The ways a value may go, and the fewest tokens that spell one.
+  // A grounded value costs what a request's query makes of it, so it is counted: costs are tokens,
+  // and one of these for each grounded value.
+  static constexpr std::int64_t kGroundedValue = std::int64_t{1} << 32;
+  // The ways a value may go, and the least cost of one.
   struct Value {
     std::vector<Node> nodes;
-    std::int32_t tokens = 0;
+    std::int64_t tokens = 0;
   };
 
   // One of some texts: sorted, without repeats.

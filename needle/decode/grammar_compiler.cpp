@@ -152,8 +152,8 @@ class GrammarCompiler {
     std::vector<std::string> listed;
     std::string contradiction = "no value fits: what holds at once contradicts itself";
     bool cut = false;  // an alternative holds itself too often
-    std::int32_t fewest = kMostTokens;
-    const auto add = [&](Grammar::Kind kind, std::int32_t index, std::int32_t tokens) {
+    std::int64_t fewest = std::numeric_limits<std::int64_t>::max();
+    const auto add = [&](Grammar::Kind kind, std::int32_t index, std::int64_t tokens) {
       value.nodes.push_back({kind, index});
       fewest = std::min(fewest, tokens);
     };
@@ -261,6 +261,9 @@ class GrammarCompiler {
     return made;
   }
 
+  // The tokens of a cost, whatever grounded values come to.
+  static std::int64_t plain(std::int64_t cost) { return cost % Grammar::kGroundedValue; }
+
   static std::int32_t fewest_of(const Grammar::Literals& all) {
     std::int32_t fewest = kMostTokens;
     for (const auto& tokens : all.tokens) {
@@ -289,7 +292,7 @@ class GrammarCompiler {
     grammar_.has_grounded_ = grammar_.has_grounded_ || grounded;
     grammar_.numbers_.push_back({*automaton, grounded});
     add(Grammar::Kind::kNumber, static_cast<std::int32_t>(grammar_.numbers_.size()) - 1,
-        automaton->shortest_end(automaton->start()));
+        automaton->shortest_end(automaton->start()) + (grounded ? Grammar::kGroundedValue : 0));
   }
 
   // What patterns and formats (and lengths, if asked for) leave; nothing if they ask for nothing.
@@ -377,7 +380,7 @@ class GrammarCompiler {
         grammar_.automata_[static_cast<std::size_t>(string.automaton)].bytes_to_end(0);
     grammar_.strings_.push_back(string);
     add(Grammar::Kind::kString, static_cast<std::int32_t>(grammar_.strings_.size()) - 1,
-        2 + inside + static_cast<std::int32_t>(string.min_length));
+        2 + inside + string.min_length + (string.grounded ? Grammar::kGroundedValue : 0));
   }
 
   // --- Arrays and objects ---
@@ -441,15 +444,14 @@ class GrammarCompiler {
                                  array.min_items, array.max_items)};
     }
     std::int64_t tokens = 2;
-    for (std::int64_t i = 0; i < array.min_items && tokens < kMostTokens; ++i) {
+    for (std::int64_t i = 0; i < array.min_items && plain(tokens) < kMostTokens; ++i) {
       tokens += item_value(array, i).tokens + (i > 0 ? 1 : 0);
     }
-    if (tokens >= kMostTokens) {
+    if (plain(tokens) >= kMostTokens) {
       throw Contradiction{format("minItems {}: no answer can be that long", array.min_items)};
     }
     grammar_.arrays_.push_back(std::move(array));
-    add(Grammar::Kind::kArray, static_cast<std::int32_t>(grammar_.arrays_.size()) - 1,
-        static_cast<std::int32_t>(tokens));
+    add(Grammar::Kind::kArray, static_cast<std::int32_t>(grammar_.arrays_.size()) - 1, tokens);
     return true;
   }
 
@@ -523,12 +525,11 @@ class GrammarCompiler {
         first = false;
       }
     }
-    if (tokens >= kMostTokens) {
+    if (plain(tokens) >= kMostTokens) {
       throw Contradiction{"no answer can be that long"};
     }
     grammar_.objects_.push_back(std::move(object));
-    add(Grammar::Kind::kObject, static_cast<std::int32_t>(grammar_.objects_.size()) - 1,
-        static_cast<std::int32_t>(tokens));
+    add(Grammar::Kind::kObject, static_cast<std::int32_t>(grammar_.objects_.size()) - 1, tokens);
     return true;
   }
 

@@ -27,9 +27,11 @@ bool narrow(const Grammar::Literals& all, Frame& f, std::uint8_t byte) {
   const auto next = [depth](const std::string& text) {
     return text.size() == depth ? -1 : static_cast<int>(static_cast<std::uint8_t>(text[depth]));
   };
-  const auto range = std::ranges::equal_range(begin, end, static_cast<int>(byte), {}, next);
-  f.low = static_cast<std::int32_t>(range.begin() - all.texts.begin());
-  f.high = static_cast<std::int32_t>(range.end() - all.texts.begin());
+  // Two searches: clang 14 cannot compile libstdc++'s ranges::equal_range.
+  const auto first = std::ranges::lower_bound(begin, end, static_cast<int>(byte), {}, next);
+  const auto last = std::ranges::upper_bound(first, end, static_cast<int>(byte), {}, next);
+  f.low = static_cast<std::int32_t>(first - all.texts.begin());
+  f.high = static_cast<std::int32_t>(last - all.texts.begin());
   ++f.depth;
   return f.low < f.high;
 }
@@ -47,6 +49,9 @@ GrammarMachine::GrammarMachine(std::shared_ptr<const Grammar> grammar, const Cal
     : grammar_(std::move(grammar)), limits_(limits), grounded_(std::move(grounded)) {
   constexpr std::size_t kRoom = 2048;
   frames_.reserve(kRoom);
+  if (grounded_ != nullptr) {
+    grounded_tokens_ = grounded_->most_tokens();
+  }
   const Grammar::Calls* const calls = grammar_->calls();
   if (calls == nullptr) {
     return;
@@ -374,7 +379,7 @@ std::optional<GrammarMachine::StringPlace> GrammarMachine::string_place(
       .characters_left = string.max_length < 0 ? -1 : string.max_length - f.count,
       .most_tokens_to_end =
           kMostInCharacter + grammar_->automaton(string.automaton).most_bytes_to_end() +
-          std::max<std::int64_t>(0, string.min_length - f.count) + 1 + f.tokens_behind};
+          std::max<std::int64_t>(0, string.min_length - f.count) + 1 + in_tokens(f.tokens_behind)};
 }
 
 // --- Arrays ---

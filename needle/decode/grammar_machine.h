@@ -89,7 +89,7 @@ class GrammarMachine {
     std::int32_t state = 0;                     // of a string's automaton
     std::int64_t count = 0;                     // characters, items, calls
     std::int32_t used = -1;                     // list of keys or items that came
-    std::int64_t tokens_behind = 0;             // to the end, once this value is whole
+    std::int64_t tokens_behind = 0;             // cost to the end, once this value is whole
     std::uint64_t hash = 0;                     // of an extra key so far
     StringReader reader;
     NumberAutomaton::State number;
@@ -140,6 +140,8 @@ class GrammarMachine {
   std::int32_t bytes_inside(const Frame& f) const;
 
   // Tokens from here to the end of this value.
+  // Costs (Grammar::kGroundedValue); in_tokens() makes tokens of one.
+  std::int64_t in_tokens(std::int64_t cost) const;
   std::int64_t tokens(const Frame& f) const;
   std::int64_t tokens_of_literals(const Frame& f) const;
   std::int64_t tokens_of_string(const Frame& f) const;
@@ -162,8 +164,9 @@ class GrammarMachine {
   std::shared_ptr<const Grammar> grammar_;
   CallLimits limits_;
   std::shared_ptr<GroundedValues> grounded_;
-  std::int32_t low_ = 0, high_ = 0;  // heads of the tools that may be called
-  std::int64_t call_tokens_ = 0;     // of the shortest call
+  std::int32_t low_ = 0, high_ = 0;   // heads of the tools that may be called
+  std::int64_t call_tokens_ = 0;      // cost of the cheapest call
+  std::int64_t grounded_tokens_ = 0;  // that the query may ask of a grounded value, besides
   std::vector<Frame> frames_;
   std::vector<Used> used_;
 };

@@ -23,7 +23,13 @@ std::int64_t GrammarMachine::tokens_to_end(const Threads& threads) const {
     fewest =
         std::min(fewest, thread == kDone ? 0 : tokens(frame(thread)) + frame(thread).tokens_behind);
   }
-  return fewest;
+  return in_tokens(fewest);
+}
+
+std::int64_t GrammarMachine::in_tokens(std::int64_t cost) const {
+  return cost >= kNever
+             ? kNever
+             : cost % Grammar::kGroundedValue + cost / Grammar::kGroundedValue * grounded_tokens_;
 }
 
 std::int64_t GrammarMachine::tokens(const Frame& f) const {

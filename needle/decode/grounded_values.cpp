@@ -21,6 +21,7 @@ std::string number_text(double value) {
 GroundedValues::GroundedValues(const Grammar& grammar, std::string_view query) : spans_(query) {
   states_.push_back(spans_.start());
   numbers_of_states_[states_.front()] = kStart;
+  most_tokens_ = has_spans() ? spans_.bytes_to_end(spans_.start()) : 0;
   const std::vector<QueryNumber> found = numbers_of(query);
   for (std::int32_t node = 0; node < grammar.number_count() && !found.empty(); ++node) {
     if (!grammar.number(node).grounded) {
@@ -34,9 +35,11 @@ GroundedValues::GroundedValues(const Grammar& grammar, std::string_view query) :
       }
     }
     std::ranges::sort(literals.texts);
-    literals.texts.erase(std::ranges::unique(literals.texts).begin(), literals.texts.end());
+    literals.texts.erase(std::unique(literals.texts.begin(), literals.texts.end()),
+                         literals.texts.end());
     for (const std::string& text : literals.texts) {
       literals.tokens.push_back(grammar.trie().fewest_tokens(text));
+      most_tokens_ = std::max(most_tokens_, literals.tokens.back().front());
     }
     if (!literals.texts.empty()) {
       numbers_.emplace(node, std::move(literals));

@@ -17,6 +17,10 @@ class GroundedValues {
  public:
   GroundedValues(const Grammar& grammar, std::string_view query);
 
+  // Tokens that a grounded value may take beyond what its schema alone asks for: of the shortest
+  // span, or of the dearest of the numbers.
+  std::int32_t most_tokens() const { return most_tokens_; }
+
   // Without words nothing can be grounded: strings are free then.
   bool has_spans() const { return !spans_.empty(); }
   static constexpr std::int32_t kStart = 0;
@@ -42,6 +46,7 @@ class GroundedValues {
   std::vector<QuerySpans::State> states_;
   std::map<QuerySpans::State, std::int32_t> numbers_of_states_;
   std::map<std::int32_t, Grammar::Literals> numbers_;  // by number node
+  std::int32_t most_tokens_ = 0;
 };
 
 }  // namespace needle

@@ -175,6 +175,26 @@ TEST(GrammarConstraintTest, GroundedStringsAreSpansOfTheQuery) {
   }
 }
 
+// The shortest span is longer than the shortest string that the schema alone asks for.
+TEST(GrammarConstraintTest, LongWordsAndNumbersOfTheQueryAreCountedIntoTheBudget) {
+  const char* tools =
+      R"([{"name":"f","parameters":{"a":{"type":"string","required":true},
+                                    "b":{"type":"string"},
+                                    "n":{"type":"integer"}}},
+          {"name":"g","parameters":{"list":{"type":"array","required":true,"minItems":2,
+                                            "items":{"type":"string"}}}}])";
+  const auto grammar = Grammar::of_tools(tools, tiny_trie(), {.grounded = {"f", "g"}});
+  const std::string query = "extraordinarily incomprehensible 987654321987";
+  for (std::uint64_t seed = 0; seed < 400; ++seed) {
+    GrammarConstraint constraint(grammar, tiny_tokenizer(),
+                                 {.min_calls = static_cast<std::int64_t>(seed % 3)}, query);
+    RandomSession session(tiny_tokenizer().vocab_size(), seed);
+    const std::int64_t budget = constraint.min_tokens() + static_cast<std::int64_t>(seed % 90);
+    const Answer answer = answer_of(constraint, session, budget);
+    ASSERT_TRUE(constraint.is_whole()) << "budget " << budget << ": " << answer.text;
+  }
+}
+
 TEST(GrammarConstraintTest, WithoutWordsOrNumbersInTheQueryNothingIsGrounded) {
   const char* tools =
       R"([{"name":"f","parameters":{"a":{"type":"string","required":true},"n":{"type":"integer","required":true}}}])";
