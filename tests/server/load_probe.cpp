@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -20,6 +21,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -50,7 +52,8 @@ struct Settings {
   std::size_t threads = 2;  // of the bare engine: as many as the server has workers
   std::size_t requests = 1000;
   std::size_t alone = 500;  // requests of one client, for the overhead without a queue
-  double seconds = 60;      // at most, of each of the three parts
+  std::size_t engine_requests = 100'000;  // of the bare engine at most
+  double seconds = 60;                    // at most, of each part
 };
 
 // One question: as the engine takes it, as a client sends it, and what must come back.
@@ -167,18 +170,18 @@ double percentile(std::vector<double> values, double share) {
                          static_cast<std::size_t>(share * static_cast<double>(values.size())))];
 }
 
-// Does work(i) for i = 0.. on `threads` threads until `count` are done or the time is over; how
-// many were done a second.
+// Does work(i) for i = first.. on `threads` threads until `count` are done or the time is over; how
+// many were done.
 template <typename Work>
-double rate(std::size_t threads, std::size_t count, double seconds, std::size_t& done,
-            const Work& work) {
-  std::atomic<std::size_t> next = 0, finished = 0;
+std::size_t answer(std::size_t threads, std::size_t first, std::size_t count, double seconds,
+                   const Work& work) {
+  std::atomic<std::size_t> next = first, finished = 0;
   std::vector<std::thread> pool;
   const auto start = Clock::now();
   for (std::size_t t = 0; t < threads; ++t) {
     pool.emplace_back([&] {
       auto state = work.start();
-      for (std::size_t i = next++; i < count && milliseconds_since(start) < 1e3 * seconds;
+      for (std::size_t i = next++; i < first + count && milliseconds_since(start) < 1e3 * seconds;
            i = next++) {
         work.run(state, i);
         ++finished;
@@ -188,8 +191,7 @@ double rate(std::size_t threads, std::size_t count, double seconds, std::size_t&
   for (std::thread& thread : pool) {
     thread.join();
   }
-  done = finished;
-  return 1e3 * static_cast<double>(done) / milliseconds_since(start);
+  return finished;
 }
 
 struct EngineWork {
@@ -219,8 +221,8 @@ struct ServerWork {
   Failures& failures;
   std::vector<double>& latencies;  // ms by request
   std::vector<double>& overheads;  // ms by request: what neither the queue nor the model took
-  Client* start() const { return new Client(port); }  // lives as long as the program
-  void run(Client*& client, std::size_t i) const {
+  std::unique_ptr<Client> start() const { return std::make_unique<Client>(port); }
+  void run(std::unique_ptr<Client>& client, std::size_t i) const {
     const Case& item = cases[i % cases.size()];
     const std::string request = http_request(item, i);
     const auto start = Clock::now();
@@ -230,7 +232,7 @@ struct ServerWork {
       failures.add(&Failures::refused, reply);
     } else if (!reply.starts_with("HTTP/1.1 200") || !reply.ends_with("}")) {
       failures.add(&Failures::lost, reply);
-      client = new Client(port);
+      client = std::make_unique<Client>(port);
     } else if (reply.find(item.expected) == std::string::npos ||
                reply.find(format("\"tag_{}\"", i)) == std::string::npos) {
       failures.add(&Failures::wrong, reply);
@@ -245,50 +247,90 @@ struct ServerWork {
   }
 };
 
-Json spread(const std::vector<double>& values) {
+// CPU time of this process, all threads.
+double cpu_milliseconds() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  const auto milliseconds = [](const timeval& time) {
+    return 1e3 * static_cast<double>(time.tv_sec) + 1e-3 * static_cast<double>(time.tv_usec);
+  };
+  return milliseconds(used.ru_utime) + milliseconds(used.ru_stime);
+}
+
+// One side of the comparison, summed over its rounds.
+struct Side {
+  std::size_t requests = 0;
+  double seconds = 0, cpu_ms = 0;
+
+  template <typename Work>
+  void round(std::size_t threads, std::size_t first, std::size_t count, double most,
+             const Work& work) {
+    const double cpu_before = cpu_milliseconds();
+    const auto start = Clock::now();
+    requests += answer(threads, first, count, most, work);
+    seconds += 1e-3 * milliseconds_since(start);
+    cpu_ms += cpu_milliseconds() - cpu_before;
+  }
+  double per_second() const { return static_cast<double>(requests) / seconds; }
+  double cpu_per_request() const { return cpu_ms / static_cast<double>(requests); }
+};
+
+Json spread(std::vector<double> values) {
+  std::erase(values, 0.0);  // not asked any more: the time was over
   return {{"p50", percentile(values, .5)},
           {"p99", percentile(values, .99)},
           {"max", percentile(values, 1)}};
 }
 
+void write_models(const std::filesystem::path& folder) {
+  NEEDLE_CHECK(test::write_trained_model(folder / "model.needle") &&
+                   test::write_slow_model(folder / "slow.needle") &&
+                   test::write_large_model(folder / "large.needle"),
+               "the golden checkpoints are missing");
+}
+
+void expect_what_the_engine_says(const runtime::LoadedModel& model, std::vector<Case>& cases) {
+  for (Case& item : cases) {
+    item.expected = calls_in_reply(model.call(item.request).text);
+    NEEDLE_CHECK(!item.expected.empty(), "the model calls nothing for: {}", item.request.query);
+  }
+}
+
 void run(const Settings& settings) {
-  if (const std::filesystem::path folder = settings.write_models; !folder.empty()) {
-    NEEDLE_CHECK(test::write_trained_model(folder / "model.needle") &&
-                     test::write_slow_model(folder / "slow.needle"),
-                 "the golden checkpoints are missing");
-    return;
-  }
   std::vector<Case> cases = make_cases(256);
+  const auto model = runtime::LoadedModel::load(settings.model);
+  expect_what_the_engine_says(model, cases);
   Json report;
-  {
-    const auto model = runtime::LoadedModel::load(settings.model);
-    for (Case& item : cases) {
-      item.expected = calls_in_reply(model.call(item.request).text);
-      NEEDLE_CHECK(!item.expected.empty(), "the model calls nothing for: {}", item.request.query);
-    }
-    std::size_t done = 0;
-    report["engine_per_second"] =
-        rate(settings.threads, settings.requests, settings.seconds, done, EngineWork{model, cases});
-    report["engine_requests"] = done;
-  }
   Failures failures;
-  std::vector<double> latencies(std::max(settings.requests, settings.alone));
-  std::vector<double> overheads(latencies.size());
+  std::vector<double> latencies(settings.alone), overheads(settings.alone);
+  {
+    const ServerWork work{cases, settings.port, failures, latencies, overheads};
+    report["alone_requests"] = answer(1, 0, settings.alone, settings.seconds, work);
+    report["alone_latency_ms"] = spread(latencies);
+    report["alone_overhead_ms"] = spread(overheads);
+  }
+  latencies.assign(settings.requests, 0);
+  overheads = latencies;
   const ServerWork work{cases, settings.port, failures, latencies, overheads};
-  std::size_t done = 0;
-  rate(1, settings.alone, settings.seconds, done, work);
-  report["alone_requests"] = done;
-  report["alone_latency_ms"] =
-      spread({latencies.begin(), latencies.begin() + static_cast<std::ptrdiff_t>(done)});
-  report["alone_overhead_ms"] =
-      spread({overheads.begin(), overheads.begin() + static_cast<std::ptrdiff_t>(done)});
-  report["server_per_second"] =
-      rate(settings.clients, settings.requests, settings.seconds, done, work);
-  report["server_requests"] = done;
-  report["server_latency_ms"] =
-      spread({latencies.begin(), latencies.begin() + static_cast<std::ptrdiff_t>(done)});
-  report["throughput_share"] =
-      report["server_per_second"].get<double>() / report["engine_per_second"].get<double>();
+  const EngineWork bare{model, cases};
+  Side engine, server;
+  // In turns, so that a machine that becomes faster or slower does so for both.
+  constexpr std::size_t kRounds = 8;
+  for (std::size_t round = 0; round < kRounds; ++round) {
+    const std::size_t first = settings.requests * round / kRounds;
+    const std::size_t count = settings.requests * (round + 1) / kRounds - first;
+    engine.round(settings.threads, first, std::min(count, settings.engine_requests / kRounds),
+                 settings.seconds / kRounds, bare);
+    server.round(settings.clients, first, count, settings.seconds / kRounds, work);
+  }
+  report["engine_per_second"] = engine.per_second();
+  report["engine_requests"] = engine.requests;
+  report["engine_cpu_ms"] = engine.cpu_per_request();
+  report["server_per_second"] = server.per_second();
+  report["server_requests"] = server.requests;
+  report["client_cpu_ms"] = server.cpu_per_request();
+  report["server_latency_ms"] = spread(latencies);
+  report["throughput_share"] = server.per_second() / engine.per_second();
   report["lost"] = failures.lost;
   report["wrong"] = failures.wrong;
   report["refused"] = failures.refused;
@@ -304,6 +346,7 @@ Settings parse(int argc, char** argv) {
       {"--clients", &Settings::clients},
       {"--threads", &Settings::threads},
       {"--requests", &Settings::requests},
+      {"--engine-requests", &Settings::engine_requests},
       {"--alone", &Settings::alone}};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
@@ -324,7 +367,7 @@ Settings parse(int argc, char** argv) {
   if (settings.write_models.empty() && (settings.model.empty() || settings.port == 0)) {
     throw ConfigError(
         "usage: needle-load-probe --model FILE --port PORT [--clients N] [--threads N] "
-        "[--requests N] [--alone N] [--seconds S], or --write-models FOLDER");
+        "[--requests N] [--alone N] [--engine-requests N] [--seconds S], or --write-models FOLDER");
   }
   return settings;
 }
@@ -333,5 +376,9 @@ Settings parse(int argc, char** argv) {
 }  // namespace needle
 
 int main(int argc, char** argv) {
-  return needle::run_main([&] { needle::run(needle::parse(argc, argv)); });
+  return needle::run_main([&] {
+    const needle::Settings settings = needle::parse(argc, argv);
+    settings.write_models.empty() ? needle::run(settings)
+                                  : needle::write_models(settings.write_models);
+  });
 }

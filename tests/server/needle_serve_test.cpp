@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -24,18 +25,31 @@ class NeedleServeIntegration : public ::testing::Test {
 
   // The script's arguments: needle-serve, the trained model, the slow one.
   void run(const std::string& script) const {
+    run_python({(test::source_dir() / "tests/server" / script).string(),
+                test::built_program("needle-serve").string(), (folder_ / "model.needle").string(),
+                (folder_ / "slow.needle").string()});
+  }
+
+  // A script of scripts/bench/serving, with bounds that fit a test.
+  void run_bench(const std::string& script, const std::vector<std::string>& bounds) const {
+    std::vector<std::string> arguments = {
+        (test::source_dir() / "scripts/bench/serving" / script).string(), "--bin",
+        test::built_program("needle-serve").parent_path().string(), "--model",
+        (folder_ / "model.needle").string()};
+    arguments.insert(arguments.end(), bounds.begin(), bounds.end());
+    run_python(arguments);
+  }
+
+ private:
+  static void run_python(const std::vector<std::string>& arguments) {
     std::filesystem::path python = NEEDLE_PYTHON_ENV "/bin/python3";  // has openai, if set up
     if (!std::filesystem::exists(python)) {
       python = "/usr/bin/python3";
     }
-    const auto result = test::run_program(
-        python, {(test::source_dir() / "tests/server" / script).string(),
-                 test::built_program("needle-serve").string(), (folder_ / "model.needle").string(),
-                 (folder_ / "slow.needle").string()});
+    const auto result = test::run_program(python, arguments);
     EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
   }
 
- private:
   test::TemporaryFolder folder_;
 };
 
@@ -51,6 +65,14 @@ TEST_F(NeedleServeIntegration, BearsPressureSlownessAndItsEnd) { run("pressure_t
 
 TEST_F(NeedleServeIntegration, LetsNobodyInWhoMayNotAndReachesForNothing) {
   run("security_test.py");
+}
+
+TEST_F(NeedleServeIntegration, LosesAndMixesUpNoReplyUnderLoad) {
+  run_bench("load.py", {"--requests", "400", "--alone", "20", "--seconds", "20"});
+}
+
+TEST_F(NeedleServeIntegration, StaysUpAndTidyWhateverIsSent) {
+  run_bench("fuzz.py", {"--seconds", "4", "--keep", "/tmp/needle-fuzz-failures"});
 }
 
 TEST_F(NeedleServeIntegration, RoutesRequestsToToolsOfOtherMcpServers) { run("mcp_test.py"); }

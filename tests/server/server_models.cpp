@@ -1,6 +1,7 @@
 #include "tests/server/server_models.h"
 
 #include <cmath>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,27 +24,14 @@ std::string golden_tokenizer() {
   return "";
 }
 
-}  // namespace
-
-bool write_trained_model(const std::filesystem::path& path) {
-  const std::filesystem::path checkpoint = golden("checkpoint/trained.pkl");
-  if (!std::filesystem::exists(checkpoint)) {
-    return false;
-  }
-  const auto parameters = pickled_parameters(checkpoint);
-  write_weights(path, parameters.config, module_parameters(parameters.config, parameters.arrays),
-                WeightEncoding::kF32, golden_tokenizer());
-  return true;
-}
-
-bool write_slow_model(const std::filesystem::path& path) {
+// `config`: all but what belongs to the vocabulary.
+bool write_random_model(const std::filesystem::path& path, ModelConfig config,
+                        WeightEncoding encoding) {
   const std::filesystem::path tiny = golden("checkpoint/tiny_config.json");
   if (!std::filesystem::exists(tiny)) {
     return false;
   }
-  ModelConfig config = golden_config(tiny);
-  config.d_model = 256;
-  config.num_encoder_layers = config.num_decoder_layers = 8;
+  config.vocab_size = golden_config(tiny).vocab_size;
   Random random(1);
   std::map<std::string, std::vector<float>> parameters;
   for (const TensorSpec& spec : expected_tensors(config)) {
@@ -58,8 +46,31 @@ bool write_slow_model(const std::filesystem::path& path) {
     }
     parameters.emplace(spec.name, std::move(values));
   }
-  write_weights(path, config, parameters, WeightEncoding::kF32, golden_tokenizer());
+  write_weights(path, config, parameters, encoding, golden_tokenizer());
   return true;
+}
+
+}  // namespace
+
+bool write_trained_model(const std::filesystem::path& path) {
+  const std::filesystem::path checkpoint = golden("checkpoint/trained.pkl");
+  if (!std::filesystem::exists(checkpoint)) {
+    return false;
+  }
+  const auto parameters = pickled_parameters(checkpoint);
+  write_weights(path, parameters.config, module_parameters(parameters.config, parameters.arrays),
+                WeightEncoding::kF32, golden_tokenizer());
+  return true;
+}
+
+bool write_slow_model(const std::filesystem::path& path) {
+  return write_random_model(path,
+                            {.d_model = 256, .num_encoder_layers = 8, .num_decoder_layers = 8},
+                            WeightEncoding::kF32);
+}
+
+bool write_large_model(const std::filesystem::path& path) {
+  return write_random_model(path, {}, WeightEncoding::kInt4);
 }
 
 }  // namespace needle::test

@@ -12,4 +12,7 @@ bool write_trained_model(const std::filesystem::path& path);
 // takes about a second: what waits, is late or is cancelled can be told apart.
 bool write_slow_model(const std::filesystem::path& path);
 
+// Random INT4 weights in the shape of the released model, but with this vocabulary.
+bool write_large_model(const std::filesystem::path& path);
+
 }  // namespace needle::test
