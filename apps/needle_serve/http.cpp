@@ -152,7 +152,7 @@ void add_access_options(CLI::App& app, ServeCommand& options) {
 void add_limit_options(CLI::App& app, ServiceOptions& service) {
   ServerLimits& limits = service.limits;
   app.add_option("--workers", service.running,
-                 "Requests answered at once, a thread each; default: one per core")
+                 "Requests answered at once, a thread each; default: one per core and one more")
       ->check(CLI::Range(1, 1024));
   app.add_option("--queue", service.waiting, "Requests that wait; beyond that 429")
       ->capture_default_str();
@@ -172,7 +172,8 @@ void add_limit_options(CLI::App& app, ServiceOptions& service) {
 
 void add_http_server(CLI::App& app) {
   const auto options = std::make_shared<ServeCommand>();
-  options->service.running = std::max(1U, std::thread::hardware_concurrency());
+  // One more than cores: a core is not idle while the system moves a thread to it.
+  options->service.running = std::max(1U, std::thread::hardware_concurrency()) + 1;
   options->models.add_to(app);
   options->tools.add_to(app);
   add_access_options(app, *options);
