@@ -59,6 +59,11 @@ function(needle_add_library name)
   endif()
 endfunction()
 
+# Sources that run once a file or a set of tools, not once a token: compiled for size. The engine is embedded.
+function(needle_compile_for_size)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-Os>")
+endfunction()
+
 # needle_add_test(core SOURCES a_test.cpp [LINKS ...] [LABEL unit] [TORCH])
 # One binary a library; suites whose name contains Golden get the label golden, Integration the label integration.
 function(needle_add_test name)
