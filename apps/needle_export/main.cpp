@@ -12,7 +12,9 @@
 #include "needle/core/file.h"
 #include "needle/data/jsonl_reader.h"
 #include "needle/export/export_weights.h"
+#include "needle/export/needle_rs.h"
 #include "needle/model/released_checkpoint.h"
+#include "needle/quant/embedded_file.h"
 #include "needle/text/prompt.h"
 #include "needle/train/checkpoint_folder.h"
 #include "needle/train/saved_model.h"
@@ -34,6 +36,7 @@ WeightEncoding parse_encoding(std::string_view flag, const std::string& text) {
 }
 
 struct ExportCommand {
+  std::string format = "needle";
   std::string checkpoint;
   std::string tokenizer;
   std::string output;
@@ -81,7 +84,26 @@ Json provenance_of(const SavedModel& saved) {
   return provenance;
 }
 
+// needle.safetensors and vocab.txt in a folder.
+void export_for_needle_rs(const ExportCommand& options) {
+  const SavedModel saved = load_saved_model(options.checkpoint, options.tokenizer);
+  AtomicDirectory folder{fs::path(options.output)};
+  export_needle_rs(saved.model, saved.tokenizer, saved.prompt, folder.temporary_path());
+  folder.commit();
+  const Json line{{"format", "needle-rs"},
+                  {"weights", (fs::path(options.output) / "needle.safetensors").string()},
+                  {"vocabulary", (fs::path(options.output) / "vocab.txt").string()}};
+  std::cout << (options.json
+                    ? line.dump()
+                    : format("written: {}/needle.safetensors and vocab.txt", options.output))
+            << std::endl;
+}
+
 void export_checkpoint(const ExportCommand& options) {
+  if (options.format == "needle-rs") {
+    export_for_needle_rs(options);
+    return;
+  }
   const ExportSettings settings{.kernels = parse_encoding("--kernels", options.kernels),
                                 .embedding = parse_encoding("--embedding", options.embedding)};
   if (options.verify_rows < 1 || options.verify.max_tokens < 1) {
@@ -104,14 +126,36 @@ void export_checkpoint(const ExportCommand& options) {
   }
 }
 
-void import_pickle(const std::string& pickle, const std::string& tokenizer,
-                   const std::string& output) {
-  const SavedModel saved = load_saved_model(pickle, tokenizer);
+void write_checkpoint(const std::string& output, const Needle& model, const Tokenizer& tokenizer,
+                      const PromptConfig& prompt) {
   AtomicDirectory folder{fs::path(output)};
-  write_saved_model(folder.temporary_path(), saved.model, saved.tokenizer, saved.prompt);
+  write_saved_model(folder.temporary_path(), model, tokenizer, prompt);
   write_manifest(folder.temporary_path());
   folder.commit();
-  std::cout << format("{} parameters in {}\n", saved.model->config().parameter_count(), output);
+  std::cout << format("{} parameters in {}\n", model->config().parameter_count(), output);
+}
+
+// A folder with needle-rs's two files, or its weights with vocab.txt beside them.
+void import_from_needle_rs(const fs::path& source, const std::string& vocabulary,
+                           const std::string& output) {
+  const fs::path weights = fs::is_directory(source) ? source / "needle.safetensors" : source;
+  const ImportedModel imported = import_needle_rs(
+      weights, vocabulary.empty() ? weights.parent_path() / "vocab.txt" : fs::path(vocabulary));
+  if (!imported.has_contrastive_head) {
+    std::cerr << format("warning: {}: no contrastive head; tool retrieval will not work\n",
+                        weights);
+  }
+  write_checkpoint(output, imported.model, imported.tokenizer, imported.prompt);
+}
+
+void import_pickle(const std::string& pickle, const std::string& tokenizer,
+                   const std::string& output) {
+  if (fs::is_directory(pickle) || fs::path(pickle).extension() == ".safetensors") {
+    import_from_needle_rs(pickle, tokenizer, output);
+    return;
+  }
+  const SavedModel saved = load_saved_model(pickle, tokenizer);
+  write_checkpoint(output, saved.model, saved.tokenizer, saved.prompt);
 }
 
 void write_pickle_checkpoint(const std::string& checkpoint, const std::string& output) {
@@ -129,7 +173,13 @@ void add_export_command(CLI::App& app) {
   command
       ->add_option("checkpoint", options->checkpoint, "Checkpoint or run folder, or a needle.pkl")
       ->required();
-  command->add_option("-o,--output", options->output, "The .needle file")->required();
+  command->add_option("-o,--output", options->output, "The .needle file; a folder for needle-rs")
+      ->required();
+  command
+      ->add_option("--format", options->format,
+                   "needle; needle-rs: needle.safetensors and vocab.txt for that runtime, INT4")
+      ->check(CLI::IsMember({"needle", "needle-rs"}))
+      ->capture_default_str();
   command->add_option("--tokenizer", options->tokenizer,
                       "SentencePiece model, for a needle.pkl without one beside it");
   command->add_option("--kernels", options->kernels, "Dense kernels: int4, int8 or f32")
@@ -155,11 +205,16 @@ void add_import_command(CLI::App& app) {
     std::string pickle, tokenizer, output;
   };
   auto options = std::make_shared<Options>();
-  auto* command = app.add_subcommand(
-      "import", "Turn a published needle.pkl into a checkpoint folder (nothing in it is executed)");
-  command->add_option("pickle", options->pickle, "needle.pkl")->required();
+  auto* command = app.add_subcommand("import",
+                                     "Turn a published needle.pkl (nothing in it is executed) or "
+                                     "needle-rs files into a checkpoint");
+  command
+      ->add_option("source", options->pickle,
+                   "needle.pkl; or a folder with needle-rs's needle.safetensors and vocab.txt")
+      ->required();
   command->add_option("--tokenizer", options->tokenizer,
-                      "Its SentencePiece model; default: needle.model beside it");
+                      "Its SentencePiece model; default: needle.model beside it; for needle-rs "
+                      "vocab.txt");
   command->add_option("-o,--output", options->output, "Checkpoint folder to make")->required();
   command->callback(
       [options] { import_pickle(options->pickle, options->tokenizer, options->output); });
@@ -179,6 +234,42 @@ void add_pickle_command(CLI::App& app) {
                    "beside it")
       ->required();
   command->callback([options] { write_pickle_checkpoint(options->checkpoint, options->output); });
+}
+
+void add_embed_command(CLI::App& app) {
+  struct Options {
+    std::string file, output, name;
+    std::string machine{kObjectMachineNames.name(ObjectMachine::kX86_64)};
+  };
+  auto options = std::make_shared<Options>();
+  auto* command = app.add_subcommand(
+      "embed", "Make a .needle file a part of a program: C source or an object file");
+  command->add_option("file", options->file, "The .needle file")->required();
+  command
+      ->add_option("-o,--output", options->output,
+                   "model.c or model.o; a header lands beside it. Loaded by "
+                   "needle_model_load_memory or LoadedModel::load_memory, where it lies")
+      ->required();
+  command->add_option("--name", options->name, "Name in C (default: the file's)");
+  command->add_option("--machine", options->machine, "Of an object: x86-64, aarch64, arm, riscv64")
+      ->capture_default_str();
+  command->callback([options] {
+    const auto machine = kObjectMachineNames.parse(options->machine);
+    const std::string extension = fs::path(options->output).extension().string();
+    if (!machine || (extension != ".c" && extension != ".o")) {
+      throw ConfigError(
+          format("embed: --machine {} and --output {}: expected one of {} and a file "
+                 "that ends in .c or .o",
+                 options->machine, options->output, kObjectMachineNames.list()));
+    }
+    const std::string name = options->name.empty() ? symbol_of(options->file) : options->name;
+    if (extension == ".c") {
+      write_c_source(options->file, options->output, name);
+    } else {
+      write_object(options->file, options->output, name, *machine);
+    }
+    std::cout << format("{}: {} and {}_size\n", options->output, name, name);
+  });
 }
 
 void add_inspect_command(CLI::App& app) {
@@ -210,12 +301,18 @@ int main(int argc, char** argv) {
       "The published weights as a checkpoint to finetune, and back:\n"
       "  needle-export import needle.pkl --tokenizer needle.model -o checkpoints/base\n"
       "  needle-export pickle runs/mine -o mine.pkl\n"
+      "For needle-rs, and from it:\n"
+      "  needle-export export runs/mine --format needle-rs -o folder\n"
+      "  needle-export import folder -o checkpoints/base\n"
+      "A model inside a program:\n"
+      "  needle-export embed model.needle -o model.c\n"
       "What is in there:\n"
       "  needle-export inspect model.needle\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage.");
   needle::add_export_command(app);
   needle::add_import_command(app);
   needle::add_pickle_command(app);
+  needle::add_embed_command(app);
   needle::add_inspect_command(app);
   return needle::run_command(app, argc, argv);
 }

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "needle/core/error.h"
@@ -86,15 +87,17 @@ struct Callback {
   bool refused = false;
 
   bool operator()(needle_session& session, std::string_view text) {
-    if (function != nullptr) {
-      try {
-        refused = function(user, text.data(), text.size()) == 0;
-      } catch (...) {  // a C++ caller's: it must not pass through callers in other languages
-        threw = true;
-      }
+    try {
+      refused = function(user, text.data(), text.size()) == 0;
+    } catch (...) {  // a C++ caller's: it must not pass through callers in other languages
+      threw = true;
     }
-    late = deadline && Clock::now() >= *deadline;
-    return !threw && !refused && !late && !session.cancelled.load(std::memory_order_relaxed);
+    return !threw && !refused && !stop(session);
+  }
+  // Asked between the layers that read the prompt and at every token, too.
+  bool stop(const needle_session& session) {
+    late = late || (deadline && Clock::now() >= *deadline);
+    return late || session.cancelled.load(std::memory_order_relaxed);
   }
 };
 
@@ -124,6 +127,21 @@ void fill(needle_session& session, const needle::CallResult& call, needle_stop s
             .decode_ms = 1e3 * call.decode_seconds};
 }
 
+needle::runtime::LoadOptions load_options(const needle_load_options* options) {
+  if (options == nullptr) {
+    return {};
+  }
+  return {.threads = options->threads,
+          .verify_checksums = options->skip_checksums == 0,
+          .numerics = options->float_numerics != 0 ? needle::runtime::Numerics::kFloat
+                                                   : needle::runtime::Numerics::kInt8};
+}
+
+needle_status take_model(needle::runtime::LoadedModel loaded, needle_model*& model) {
+  model = new needle_model{std::make_shared<const needle::runtime::LoadedModel>(std::move(loaded))};
+  return NEEDLE_OK;
+}
+
 }  // namespace
 
 int needle_abi_version(void) { return NEEDLE_ABI_VERSION; }
@@ -137,16 +155,20 @@ needle_status needle_model_load(const char* path, const needle_load_options* opt
   }
   *model = nullptr;
   return guarded([&] {
-    needle::runtime::LoadOptions load;
-    if (options != nullptr) {
-      load.threads = options->threads;
-      load.verify_checksums = options->skip_checksums == 0;
-      load.numerics = options->float_numerics != 0 ? needle::runtime::Numerics::kFloat
-                                                   : needle::runtime::Numerics::kInt8;
-    }
-    *model = new needle_model{std::make_shared<const needle::runtime::LoadedModel>(
-        needle::runtime::LoadedModel::load(path, load))};
-    return NEEDLE_OK;
+    return take_model(needle::runtime::LoadedModel::load(path, load_options(options)), *model);
+  });
+}
+
+needle_status needle_model_load_memory(const void* data, size_t bytes,
+                                       const needle_load_options* options, needle_model** model) {
+  if (model == nullptr || data == nullptr) {
+    return missing("needle_model_load_memory", model == nullptr ? "model" : "data");
+  }
+  *model = nullptr;
+  return guarded([&] {
+    return take_model(needle::runtime::LoadedModel::load_memory(
+                          {static_cast<const std::byte*>(data), bytes}, load_options(options)),
+                      *model);
   });
 }
 
@@ -206,7 +228,10 @@ needle_status needle_generate(needle_session* session, const char* query, size_t
     if (settings.max_tokens > 0) {
       request.max_gen_len = settings.max_tokens;
     }
-    request.on_text = [&](std::string_view text) { return callback(*session, text); };
+    if (on_text != nullptr) {
+      request.on_text = [&](std::string_view text) { return callback(*session, text); };
+    }
+    request.cancelled = [&] { return callback.stop(*session); };
     const needle::CallResult call = session->model->call(request);
     fill(*session, call, stop_of(call.stop, callback), *result);
     return callback.threw ? fail(NEEDLE_CALLBACK_ERROR, "needle_generate: the callback threw")

@@ -61,6 +61,12 @@ typedef struct needle_load_options {
 /* `options` may be null: one thread, checksums verified, 8-bit activations. */
 NEEDLE_API needle_status needle_model_load(const char* path, const needle_load_options* options,
                                            needle_model** model);
+/* The same from the bytes of a weights file in memory (needle-export embed makes them part of a
+ * program). Used where they lie if they start at a multiple of 64 bytes: then they must stay until
+ * the model and its last session are freed. Else they are copied. */
+NEEDLE_API needle_status needle_model_load_memory(const void* data, size_t bytes,
+                                                  const needle_load_options* options,
+                                                  needle_model** model);
 /* Sessions made from it stay usable: the weights go with the last of them. Null is allowed. */
 NEEDLE_API void needle_model_free(needle_model* model);
 
@@ -71,8 +77,9 @@ NEEDLE_API void needle_session_free(needle_session* session);
 
 typedef struct needle_generate_options {
   int64_t max_tokens; /* of the answer; 0: 512 */
-  int64_t max_ms; /* negative: no deadline; 0: it is over before it begins. Looked at whenever text
-                     comes, so reading the prompt and the token under way are finished first */
+  int64_t max_ms; /* negative: no deadline; 0: it is over before it begins. Looked at between the
+                     layers that read the prompt and at every token: what is under way is finished
+                     first. One reached while the prompt was read leaves no text */
 } needle_generate_options;
 
 typedef struct needle_result {
@@ -94,8 +101,8 @@ NEEDLE_API needle_status needle_generate(needle_session* session, const char* qu
                                          size_t query_bytes, const needle_generate_options* options,
                                          needle_text_callback on_text, void* user,
                                          needle_result* result);
-/* From any thread: the generation under way stops at its next piece of text, one not yet begun is
- * not affected. */
+/* From any thread: the generation under way stops at its next layer of the prompt or its next
+ * token; one not yet begun is not affected. */
 NEEDLE_API void needle_session_cancel(needle_session* session);
 
 /* Contrastive embedding of a text, of unit length. `count`: in, the room in `values`; out, the

@@ -135,7 +135,9 @@ TensorView read_tensor(const HeaderJson& json, std::string_view place,
     throw FormatError(format("{}: expected exactly dtype, shape and data_offsets", place));
   }
   TensorView tensor;
-  const auto dtype = kDtypeNames.parse(json["dtype"].get_ref<const std::string&>());
+  const auto& name = json["dtype"].get_ref<const std::string&>();
+  // needle-rs packs two codes into a byte and counts bytes in the shape.
+  const auto dtype = name == "I4" ? std::optional(Dtype::kU8) : kDtypeNames.parse(name);
   if (!dtype) {
     throw FormatError(
         format("{}: dtype {} is not one of {}", place, json["dtype"].dump(), kDtypeNames.list()));

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "needle/core/error.h"
@@ -203,7 +204,25 @@ std::vector<TensorSpec> expected_tensors(const ModelConfig& config) {
 }
 
 WeightsFile::WeightsFile(const std::filesystem::path& path, const WeightsFileOptions& options)
-    : file_(path) {
+    : path_(path), file_(std::in_place, path), bytes_(file_->bytes()) {
+  read(options);
+}
+
+WeightsFile::WeightsFile(std::span<const std::byte> memory, std::string_view name,
+                         const WeightsFileOptions& options)
+    : path_(name), bytes_(memory) {
+  if (reinterpret_cast<std::uintptr_t>(memory.data()) % kAlignment != 0) {
+    copy_.resize(memory.size() + kAlignment);
+    void* start = copy_.data();
+    std::size_t room = copy_.size();
+    std::align(kAlignment, memory.size(), start, room);
+    std::ranges::copy(memory, static_cast<std::byte*>(start));
+    bytes_ = {static_cast<const std::byte*>(start), memory.size()};
+  }
+  read(options);
+}
+
+void WeightsFile::read(const WeightsFileOptions& options) {
   read_table();
   for (const WeightsSection& section : sections_) {
     check_section(section, options.verify_checksums);
@@ -212,7 +231,7 @@ WeightsFile::WeightsFile(const std::filesystem::path& path, const WeightsFileOpt
 }
 
 void WeightsFile::read_table() {
-  const std::span<const std::byte> all = file_.bytes();
+  const std::span<const std::byte> all = bytes_;
   const std::string where = path().string();
   FileHeader header;
   if (all.size() >= kMagic.size() && std::memcmp(all.data(), kMagic.data(), kMagic.size()) != 0) {
@@ -327,7 +346,7 @@ const WeightsSection* WeightsFile::find(std::string_view name) const {
 }
 
 std::span<const std::byte> WeightsFile::bytes(const WeightsSection& section) const {
-  return file_.bytes().subspan(section.offset, section.size);
+  return bytes_.subspan(section.offset, section.size);
 }
 
 std::string_view WeightsFile::tokenizer_model() const {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -64,9 +65,14 @@ struct WeightsFileOptions {
 class WeightsFile {
  public:
   explicit WeightsFile(const std::filesystem::path& path, const WeightsFileOptions& options = {});
+  // A file that lies in memory: compiled into the program, or in a device's flash. Used where it
+  // is, if it starts at a multiple of 64 bytes, and must outlive this object; else it is copied.
+  // `name` stands for the path in messages.
+  WeightsFile(std::span<const std::byte> memory, std::string_view name,
+              const WeightsFileOptions& options = {});
 
-  const std::filesystem::path& path() const { return file_.path(); }
-  std::uint64_t size_bytes() const { return file_.bytes().size(); }
+  const std::filesystem::path& path() const { return path_; }
+  std::uint64_t size_bytes() const { return bytes_.size(); }
   const std::vector<WeightsSection>& sections() const { return sections_; }  // in file order
   const WeightsSection* find(std::string_view name) const;                   // nullptr if absent
   std::span<const std::byte> bytes(const WeightsSection& section) const;
@@ -80,11 +86,15 @@ class WeightsFile {
 
  private:
   const WeightsSection& tensor(std::string_view name) const;
+  void read(const WeightsFileOptions& options);
   void read_table();
   void check_section(const WeightsSection& section, bool verify_checksum) const;
   void check_config();
 
-  MappedFile file_;
+  std::filesystem::path path_;
+  std::optional<MappedFile> file_;    // either this holds the bytes,
+  std::vector<std::byte> copy_;       // or this does, or the caller
+  std::span<const std::byte> bytes_;  // all of them
   std::vector<WeightsSection> sections_;
   std::map<std::string, std::size_t, std::less<>> index_by_name_;
   Json config_;

@@ -71,6 +71,14 @@ LoadedModel LoadedModel::load(const std::filesystem::path& path, const LoadOptio
       options));
 }
 
+LoadedModel LoadedModel::load_memory(std::span<const std::byte> bytes, const LoadOptions& options) {
+  return LoadedModel(
+      std::make_shared<Impl>(std::make_shared<const WeightsFile>(
+                                 bytes, "model in memory",
+                                 WeightsFileOptions{.verify_checksums = options.verify_checksums}),
+                             options));
+}
+
 CallResult LoadedModel::generate(std::string_view query, std::string_view tools_json,
                                  std::function<bool(std::string_view text)> on_text) const {
   return call({.query = std::string(query),

@@ -4,10 +4,12 @@
 //   std::cout << model.generate("Wake me at 7", tools_json).text << '\n';
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -32,6 +34,9 @@ class LoadedModel {
   // Throws FileError if the file cannot be read, FormatError if it is not a weights file or carries
   // no tokenizer, or one of another vocabulary size.
   static LoadedModel load(const std::filesystem::path& path, const LoadOptions& options = {});
+  // The same from a file's bytes in memory (needle-export embed), used where they lie if they start
+  // at a multiple of 64 bytes: they must stay there as long as the model. Else they are copied.
+  static LoadedModel load_memory(std::span<const std::byte> bytes, const LoadOptions& options = {});
 
   // What the published program's `generate` does: query and tools to calls. `on_text`, if given,
   // gets the text as it comes; false stops.

@@ -24,9 +24,11 @@ constexpr std::uint32_t kPieceText = 1;
 constexpr std::uint32_t kPieceScore = 2;
 constexpr std::uint32_t kPieceType = 3;
 constexpr std::uint32_t kModelType = 3;
+constexpr std::uint32_t kVocabSize = 4;
 constexpr std::uint32_t kNumThreads = 16;
 constexpr std::uint32_t kTreatWhitespaceAsSuffix = 24;
 constexpr std::uint32_t kByteFallback = 35;
+constexpr std::uint32_t kSpecialIds = 40;
 constexpr std::uint32_t kUnkSurface = 44;
 constexpr std::uint32_t kCharsmap = 2;
 constexpr std::uint32_t kAddDummyPrefix = 3;
@@ -295,7 +297,62 @@ void append_message(std::string& out, std::uint32_t number, std::string_view mes
   out += message;
 }
 
+void append_number(std::string& out, std::uint32_t number, std::uint64_t value) {
+  append_tag(out, number, WireType::kVarint);
+  append_varint(out, value);
+}
+
+PieceType type_in_vocabulary(std::size_t id, std::string_view text) {
+  if (id == static_cast<std::size_t>(kUnkId)) {
+    return PieceType::kUnknown;
+  }
+  if (id < static_cast<std::size_t>(kUnkId)) {
+    return PieceType::kControl;
+  }
+  if (id <= static_cast<std::size_t>(kToolsId)) {
+    return PieceType::kUserDefined;
+  }
+  return byte_piece_value(text) >= 0 ? PieceType::kByte : PieceType::kNormal;
+}
+
+// The inverse of piece_type_of().
+std::uint64_t piece_type_value(PieceType type) { return static_cast<std::uint64_t>(type) + 1; }
+static_assert(static_cast<int>(PieceType::kNormal) == 0 && static_cast<int>(PieceType::kByte) == 5,
+              "PieceType is in SentencePiece's order");
+
 }  // namespace
+
+std::string model_proto_of_vocabulary(std::span<const VocabularyPiece> pieces) {
+  std::string model;
+  for (std::size_t id = 0; id < pieces.size(); ++id) {
+    const PieceType type = type_in_vocabulary(id, pieces[id].text);
+    std::string piece;
+    append_message(piece, kPieceText, pieces[id].text);
+    append_tag(piece, kPieceScore, WireType::kFixed32);
+    const auto bits = std::bit_cast<std::uint32_t>(pieces[id].score);
+    for (const unsigned shift : {0U, 8U, 16U, 24U}) {
+      piece.push_back(static_cast<char>(bits >> shift & 0xFFU));
+    }
+    append_number(piece, kPieceType, piece_type_value(type));
+    append_message(model, kPieces, piece);
+  }
+  std::string trainer;
+  append_number(trainer, kModelType, kBpe);
+  append_number(trainer, kVocabSize, pieces.size());
+  append_number(trainer, kByteFallback, 1);
+  append_number(trainer, kSpecialIds, kUnkId);  // and bos, eos, pad in the numbers that follow
+  append_number(trainer, kSpecialIds + 1, kBosId);
+  append_number(trainer, kSpecialIds + 2, kEosId);
+  append_number(trainer, kSpecialIds + 3, kPadId);
+  append_message(model, kTrainerSpec, trainer);
+  std::string normalizer;
+  append_message(normalizer, 1, "identity");
+  append_number(normalizer, kAddDummyPrefix, 1);
+  append_number(normalizer, kRemoveExtraWhitespaces, 1);
+  append_number(normalizer, kEscapeWhitespaces, 1);
+  append_message(model, kNormalizerSpec, normalizer);
+  return model;
+}
 
 int byte_piece_value(std::string_view text) {
   constexpr std::string_view kDigits = "0123456789ABCDEF";

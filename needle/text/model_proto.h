@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,15 @@ ModelProto read_model_proto(std::string_view bytes, std::string_view where);
 
 // The byte of a byte piece, "<0x0A>" for 10; -1 for any other text.
 int byte_piece_value(std::string_view text);
+
+// A line of a vocabulary that came without a model file.
+struct VocabularyPiece {
+  std::string text;
+  float score = 0.0F;  // the pair that makes the piece of the highest score is merged first
+};
+// A model of these pieces by id, with the settings above. The first six are the special ones
+// (special_tokens.h), "<0x00>" to "<0xFF>" are bytes.
+std::string model_proto_of_vocabulary(std::span<const VocabularyPiece> pieces);
 
 // The same model without the number of threads that trained it, which says nothing about the
 // pieces: equal text and settings then give equal bytes everywhere. `bytes` must have passed

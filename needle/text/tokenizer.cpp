@@ -1,6 +1,9 @@
 #include "needle/text/tokenizer.h"
 
+#include <algorithm>
 #include <array>
+#include <cstring>
+#include <utility>
 
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
@@ -54,6 +57,23 @@ void append_unescaped(std::string& text, std::string_view piece) {
     text += ' ';
     piece.remove_prefix(at + kSpaceMark.size());
   }
+}
+
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+
+// Whether some bytes would complete `begun`, which is no whole character, to one.
+bool begins_character(std::string_view begun) {
+  // 0x80, 0x90, 0xA0 and 0xBF reach both sides of every restriction on the second byte.
+  for (const char second : {'\x80', '\x90', '\xA0', '\xBF'}) {
+    std::array<char, 7> candidate{};
+    std::ranges::copy(begun, candidate.begin());
+    candidate[begun.size()] = second;
+    candidate[begun.size() + 1] = candidate[begun.size() + 2] = '\x80';
+    if (utf8_length_at({candidate.data(), begun.size() + 3}, 0) > begun.size()) {
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -126,35 +146,61 @@ std::vector<TokenSpan> Tokenizer::encode_spans(std::string_view text, SpecialTex
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids) const {
-  std::string text;
-  std::string bytes;  // of byte tokens that follow one another: only those make characters
-  const auto end_bytes = [&] {
-    text += is_valid_utf8(bytes) ? bytes : replace_invalid_utf8(bytes);
-    bytes.clear();
-  };
-  bool at_start = true;  // no text before: a piece loses its dummy prefix
+  TextDecoder decoder(*this, 4 * ids.size());
   for (const TokenId id : ids) {
-    impl_->check_id(id);
-    const ModelProtoPiece& piece = impl_->model.pieces[static_cast<std::size_t>(id)];
-    if (piece.type == PieceType::kByte) {
-      bytes.push_back(static_cast<char>(byte_piece_value(piece.text)));
-      continue;
-    }
-    end_bytes();
-    at_start = at_start && text.empty();
-    if (piece.type == PieceType::kUnknown) {
-      text += impl_->model.unk_surface;
-    } else if (piece.type != PieceType::kControl) {
-      std::string_view shown = piece.text;
-      if (at_start && shown.starts_with(kSpaceMark) && impl_->drops_first_space()) {
-        shown.remove_prefix(kSpaceMark.size());
-        at_start = impl_->model.remove_extra_whitespaces;
-      }
-      append_unescaped(text, shown);
-    }
+    decoder.add(id);
   }
-  end_bytes();
-  return is_valid_utf8(text) ? text : replace_invalid_utf8(text);  // unk_surface may be anything
+  decoder.finish();
+  return std::move(decoder).take();
+}
+
+TextDecoder::TextDecoder(const Tokenizer& tokenizer, std::size_t most_bytes)
+    : tokenizer_(tokenizer) {
+  text_.reserve(most_bytes);
+}
+
+void TextDecoder::add(TokenId id) {
+  const Tokenizer::Impl& impl = *tokenizer_.impl_;
+  impl.check_id(id);
+  const ModelProtoPiece& piece = impl.model.pieces[static_cast<std::size_t>(id)];
+  if (piece.type == PieceType::kByte) {
+    pending_[pending_count_++] = static_cast<char>(byte_piece_value(piece.text));
+    settle(/*more_may_come=*/true);
+    return;
+  }
+  settle(/*more_may_come=*/false);  // only bytes that follow one another make characters
+  at_start_ = at_start_ && text_.empty();
+  if (piece.type == PieceType::kUnknown) {
+    const std::string& shown = impl.model.unk_surface;  // may be anything
+    text_ += is_valid_utf8(shown) ? shown : replace_invalid_utf8(shown);
+  } else if (piece.type != PieceType::kControl) {
+    std::string_view shown = piece.text;
+    if (at_start_ && shown.starts_with(kSpaceMark) && impl.drops_first_space()) {
+      shown.remove_prefix(kSpaceMark.size());
+      at_start_ = impl.model.remove_extra_whitespaces;
+    }
+    append_unescaped(text_, shown);
+  }
+}
+
+void TextDecoder::finish() { settle(/*more_may_come=*/false); }
+
+// Whole characters go to the text, broken bytes as U+FFFD; what more bytes may complete stays.
+void TextDecoder::settle(bool more_may_come) {
+  while (pending_count_ > 0) {
+    const std::string_view pending(pending_.data(), pending_count_);
+    std::size_t used = utf8_length_at(pending, 0);
+    if (used > 0) {
+      text_ += pending.substr(0, used);
+    } else if (more_may_come && begins_character(pending)) {
+      return;
+    } else {
+      text_ += kReplacement;
+      used = 1;
+    }
+    pending_count_ -= std::min(used, pending_count_);
+    std::memmove(pending_.data(), pending_.data() + used, pending_.size() - used);
+  }
 }
 
 bool Tokenizer::round_trips(std::string_view text) const { return decode(encode(text)) == text; }

@@ -2,11 +2,13 @@
 // model file.
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "needle/text/special_tokens.h"
@@ -57,8 +59,31 @@ class Tokenizer {
   std::string fingerprint() const;       // sha256 of model_bytes
 
  private:
+  friend class TextDecoder;
   struct Impl;
   std::shared_ptr<const Impl> impl_;
+};
+
+// The text of tokens one by one: what Tokenizer::decode makes of all of them, as far as it is
+// certain. A begun character is held back until it is whole or broken. Keep the tokenizer alive.
+class TextDecoder {
+ public:
+  // Allocates nothing as long as the text stays below `most_bytes`.
+  explicit TextDecoder(const Tokenizer& tokenizer, std::size_t most_bytes = 0);
+
+  void add(TokenId id);                            // an id outside the vocabulary is an Error
+  void finish();                                   // nothing follows: a begun character is broken
+  std::string_view text() const { return text_; }  // only ever grows
+  std::string take() && { return std::move(text_); }
+
+ private:
+  void settle(bool more_may_come);
+
+  const Tokenizer& tokenizer_;
+  std::string text_;
+  std::array<char, 4> pending_{};  // bytes of a begun character
+  std::size_t pending_count_ = 0;
+  bool at_start_ = true;  // no text before: a piece loses its dummy prefix
 };
 
 }  // namespace needle

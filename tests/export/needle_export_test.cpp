@@ -1,5 +1,7 @@
 // needle-export as its user meets it, from a published pickle to an answer of needle-run.
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <map>
 
 #include <gmock/gmock.h>
@@ -8,7 +10,9 @@
 #include "needle/core/file.h"
 #include "needle/core/json.h"
 #include "needle/core/pickle.h"
+#include "needle/model/checkpoint.h"
 #include "needle/quant/released_params.h"
+#include "needle/train/saved_model.h"
 
 #include "tests/support/golden.h"
 #include "tests/support/program.h"
@@ -88,6 +92,84 @@ TEST_F(NeedleExportIntegration, PickleToCheckpointToWeightsFileToAnswer) {
   for (const auto& [name, array] : before.params) {
     EXPECT_EQ(after.params.at(name).bytes, array.bytes) << name;
   }
+}
+
+TEST_F(NeedleExportIntegration, NeedleRsFilesComeBackAsTheSameModel) {
+  ASSERT_EQ(run("needle-export", {"import", pickle_.string(), "--tokenizer",
+                                  golden_tokenizer().string(), "-o", at("base")})
+                .exit_code,
+            0);
+  const auto out = run("needle-export",
+                       {"export", at("base"), "--format", "needle-rs", "-o", at("rs"), "--json"});
+  ASSERT_EQ(out.exit_code, 0) << out.err;
+  EXPECT_EQ(parse_json(out.out, "line").at("format"), "needle-rs");
+  const auto back = run("needle-export", {"import", at("rs"), "-o", at("again")});
+  ASSERT_EQ(back.exit_code, 0) << back.err;
+  // Its kernels were rounded by the rule already, and its texts are the same tokens.
+  const SavedModel before = load_saved_model(at("base"));
+  const SavedModel after = load_saved_model(at("again"));
+  EXPECT_EQ(after.model->config(), before.model->config());
+  const std::string text = R"([{"name":"get_weather","arguments":{"city":"Zürich"}}] <tools>)";
+  EXPECT_EQ(after.tokenizer.encode(text), before.tokenizer.encode(text));
+  EXPECT_EQ(after.prompt.max_dec_len, before.prompt.max_dec_len);
+  const NamedTensors parameters = named_parameters(after.model);
+  for (const auto& [name, value] : named_parameters(before.model)) {
+    const double largest = value.abs().max().item<double>();
+    const double difference = (parameters.at(name) - value).abs().max().item<double>();
+    EXPECT_LE(difference, largest / 14 + 1e-6) << name;  // half a step of the largest group
+  }
+  const auto beside = run("needle-export", {"import", at("rs/needle.safetensors"), "--tokenizer",
+                                            at("rs/vocab.txt"), "-o", at("third")});
+  EXPECT_EQ(beside.exit_code, 0) << beside.err;
+  const auto damaged = run("needle-export", {"import", at("rs/needle.safetensors"), "--tokenizer",
+                                             pickle_.string(), "-o", at("fourth")});
+  EXPECT_EQ(damaged.exit_code, 1);
+}
+
+// A C program with the model inside, through the shared library.
+TEST_F(NeedleExportIntegration, AnEmbeddedModelAnswers) {
+  ASSERT_EQ(run("needle-export", {"import", pickle_.string(), "--tokenizer",
+                                  golden_tokenizer().string(), "-o", at("base")})
+                .exit_code,
+            0);
+  ASSERT_EQ(
+      run("needle-export", {"export", at("base"), "-o", at("model.needle"), "--verify-tokens", "2"})
+          .exit_code,
+      0);
+  const auto embedded = run("needle-export", {"embed", at("model.needle"), "-o", at("model.c")});
+  ASSERT_EQ(embedded.exit_code, 0) << embedded.err;
+  write_file_atomic(folder_ / "main.c", R"(#include <stdio.h>
+#include "model.h"
+#include "needle/capi/needle.h"
+int main(void) {
+  needle_model* loaded = NULL;
+  needle_session* session = NULL;
+  needle_result result;
+  if (needle_model_load_memory(model, model_size, NULL, &loaded) != NEEDLE_OK ||
+      needle_session_create(loaded, "[]", 2, &session) != NEEDLE_OK ||
+      needle_generate(session, "hello", 5, NULL, NULL, NULL, &result) != NEEDLE_OK) {
+    fprintf(stderr, "%s
+", needle_last_error());
+    return 1;
+  }
+  puts(result.text);
+  needle_session_free(session);
+  needle_model_free(loaded);
+  return 0;
+}
+)");
+  const std::filesystem::path library =
+      test::built_program("needle-run").parent_path().parent_path() / "needle/capi";
+  const char* const source = std::getenv("NEEDLE_SOURCE_DIR");
+  ASSERT_NE(source, nullptr);
+  const std::string command = "cd " + folder_.path().string() + " && cc -I" + source +
+                              " -o program main.c model.c -L" + library.string() +
+                              " -lneedle -Wl,-rpath," + library.string() + " && ./program > answer";
+  ASSERT_EQ(std::system(command.c_str()), 0) << command;
+  EXPECT_EQ(read_file(folder_ / "answer"), "[]\n");
+  EXPECT_EQ(run("needle-export", {"embed", at("model.needle"), "-o", at("model.txt")}).exit_code,
+            2);
+  EXPECT_EQ(run("needle-export", {"embed", at("base"), "-o", at("model.c")}).exit_code, 1);
 }
 
 TEST_F(NeedleExportIntegration, InspectKnowsEveryKindOfFile) {

@@ -12,6 +12,7 @@
 #include "needle/core/file.h"
 #include "needle/core/json.h"
 #include "needle/core/random.h"
+#include "needle/text/model_proto.h"
 
 #include "tests/support/golden.h"
 
@@ -278,6 +279,47 @@ TEST(TokenizerTest, SurvivesDamagedModels) {
     }
   }
   EXPECT_GT(refused, 100);
+}
+
+TEST(TokenizerTest, AVocabularyWithScoresIsTheModelThatItCameFrom) {
+  const std::string bytes = read_file(golden_model());
+  const Tokenizer original = Tokenizer::from_bytes(bytes);
+  std::vector<VocabularyPiece> pieces;
+  for (const ModelProtoPiece& piece : read_model_proto(bytes, "golden").pieces) {
+    pieces.push_back({.text = std::string(piece.text), .score = piece.score});
+  }
+  const Tokenizer rebuilt = Tokenizer::from_bytes(model_proto_of_vocabulary(pieces));
+  Random random(8);
+  for (int i = 0; i < 300; ++i) {
+    const std::string text = random_text(random, true);
+    EXPECT_EQ(rebuilt.encode(text), original.encode(text)) << text;
+    EXPECT_EQ(rebuilt.decode(original.encode(text)), original.decode(original.encode(text)));
+  }
+  std::swap(pieces[4], pieces[5]);
+  EXPECT_THROW(Tokenizer::from_bytes(model_proto_of_vocabulary(pieces)), FormatError);
+}
+
+TEST(TextDecoderTest, GrowsTowardsWhatDecodingAllGives) {
+  const Tokenizer tokenizer = Tokenizer::load(golden_model());
+  Random random(9);
+  for (int i = 0; i < 300; ++i) {
+    std::vector<TokenId> ids(random.below(30));
+    for (TokenId& id : ids) {  // many bytes: whole characters, begun ones, broken ones
+      id = static_cast<TokenId>(random.below(
+          random.below(2) == 0 ? 270 : static_cast<std::uint32_t>(tokenizer.vocab_size())));
+    }
+    TextDecoder decoder(tokenizer);
+    std::string before;
+    for (std::size_t count = 0; count < ids.size(); ++count) {
+      decoder.add(ids[count]);
+      EXPECT_TRUE(decoder.text().starts_with(before));
+      EXPECT_TRUE(is_valid_utf8(decoder.text()));
+      EXPECT_TRUE(tokenizer.decode(ids).starts_with(decoder.text()));
+      before = decoder.text();
+    }
+    decoder.finish();
+    EXPECT_EQ(decoder.text(), tokenizer.decode(ids));
+  }
 }
 
 }  // namespace
