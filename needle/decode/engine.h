@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -52,6 +53,13 @@ class Engine {
     for (SessionFeed& one : feeds) {
       one.logits = one.session->feed(one.tokens, one.wanted);
     }
+  }
+  // As start, given up when `stop` says so: nullptr. An engine that reads a prompt for long asks it
+  // now and then, here once before.
+  virtual std::unique_ptr<EngineSession> start_unless(const std::function<bool()>& stop,
+                                                      std::span<const TokenId> prompt,
+                                                      std::int64_t max_tokens) const {
+    return stop && stop() ? nullptr : start(prompt, max_tokens);
   }
   // Contrastive embedding of one text, unit length [contrastive_dim]. An empty text embeds like
   // padding.

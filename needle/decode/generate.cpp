@@ -1,9 +1,9 @@
 #include "needle/decode/generate.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -11,7 +11,6 @@
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
 #include "needle/core/thread_pool.h"
-#include "needle/decode/byte_piece.h"
 #include "needle/decode/grammar_constraint.h"
 #include "needle/decode/grammar_source.h"
 #include "needle/decode/n_best.h"
@@ -27,63 +26,47 @@ std::string without_tool_call(std::string text) {
   return text;
 }
 
-// How many of the last byte pieces may be the beginning of a character whose rest is still to come.
-std::size_t unfinished_bytes(const Tokenizer& tokenizer, std::span<const TokenId> ids) {
-  std::string tail;  // the last bytes, at most three: a character has four
-  for (std::size_t i = ids.size(); i > 0 && tail.size() < 3; --i) {
-    const std::optional<std::uint8_t> byte = byte_of_piece(tokenizer, ids[i - 1]);
-    if (!byte) {
-      break;
-    }
-    tail.insert(tail.begin(), static_cast<char>(*byte));
-  }
-  // A beginning is whatever some continuation bytes would complete; 0x80, 0x90, 0xA0 and 0xBF reach
-  // both sides of every restriction on the second byte.
-  constexpr std::array<std::string_view, 4> kContinuations = {"\x80\x80\x80", "\x90\x80\x80",
-                                                              "\xA0\x80\x80", "\xBF\x80\x80"};
-  for (std::size_t begin = 0; begin < tail.size(); ++begin) {
-    const std::string candidate = tail.substr(begin);
-    for (const std::string_view continuation : kContinuations) {
-      if (utf8_length_at(candidate + std::string(continuation), 0) > candidate.size()) {
-        return candidate.size();
-      }
-    }
-  }
-  return 0;
-}
-
 // Turns tokens into text that never has to be taken back: only whole characters, without the
-// leading <tool_call>.
+// leading <tool_call>. Allocates nothing while answers are of usual length.
 class TextStream {
  public:
-  TextStream(const Tokenizer& tokenizer, const std::function<bool(std::string_view)>& on_text)
-      : tokenizer_(tokenizer), on_text_(on_text) {}
+  TextStream(const Tokenizer& tokenizer, const std::function<bool(std::string_view)>& on_text,
+             std::int64_t most_tokens)
+      : decoder_(tokenizer, kBytesOfToken * static_cast<std::size_t>(most_tokens)),
+        on_text_(on_text) {}
 
   bool add(TokenId token) {
-    ids_.push_back(token);
-    const std::size_t certain = ids_.size() - unfinished_bytes(tokenizer_, ids_);
-    const std::string text = tokenizer_.decode(std::span(ids_).first(certain));
+    decoder_.add(token);
+    const std::string_view text = decoder_.text();
     if (kToolCallPiece.starts_with(text) && text != kToolCallPiece) {
       return true;  // may become the marker
     }
-    return emit(without_tool_call(text));
+    return emit();
   }
 
-  void finish() { emit(without_tool_call(tokenizer_.decode(ids_))); }
+  void finish() {
+    decoder_.finish();
+    emit();
+  }
 
  private:
-  bool emit(const std::string& text) {
+  static constexpr std::size_t kBytesOfToken = 8;
+
+  bool emit() {
+    std::string_view text = decoder_.text();
+    if (text.starts_with(kToolCallPiece)) {
+      text.remove_prefix(kToolCallPiece.size());
+    }
     if (text.size() <= emitted_) {
       return true;
     }
-    const std::string_view fresh = std::string_view(text).substr(emitted_);
+    const std::string_view fresh = text.substr(emitted_);
     emitted_ = text.size();
     return on_text_(fresh);
   }
 
-  const Tokenizer& tokenizer_;
+  TextDecoder decoder_;
   const std::function<bool(std::string_view)>& on_text_;
-  std::vector<TokenId> ids_;
   std::size_t emitted_ = 0;
 };
 
@@ -131,6 +114,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+struct FunctionCaller::LazyTexts {
+  std::shared_ptr<const TokenTexts> of(const Tokenizer& tokenizer) {
+    std::call_once(once, [&] { texts = std::make_shared<const TokenTexts>(tokenizer); });
+    return texts;
+  }
+  std::once_flag once;
+  std::shared_ptr<const TokenTexts> texts;
+};
+
 FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
                                PromptConfig prompt, NameStyle name_style,
                                std::optional<Calibration> calibration)
@@ -139,7 +131,7 @@ FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
       prompt_(prompt),
       name_style_(name_style),
       calibration_(std::move(calibration)),
-      token_texts_(std::make_shared<TokenTexts>(tokenizer)),
+      token_texts_(std::make_shared<LazyTexts>()),
       grammars_(std::make_shared<GrammarSource>(tokenizer)) {
   NEEDLE_CHECK(engine.vocab_size() == tokenizer.vocab_size(),
                "the model has {} tokens, the tokenizer {}: they do not belong together",
@@ -178,7 +170,7 @@ std::unique_ptr<Constraint> FunctionCaller::constraint_of(
     }
     const bool reference = name_style_ == NameStyle::kReference;
     return std::make_unique<NameConstraint>(
-        token_texts_, tools.tools_json,
+        token_texts_->of(tokenizer_), tools.tools_json,
         reference ? DeclaredKeys::kReference : DeclaredKeys::kSchema);
   }
   const auto model_name = [&tools](const std::string& own) {
@@ -250,7 +242,7 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
     no_call = no_call_ids(tokenizer_);
     options.watched = no_call;
   }
-  TextStream stream(tokenizer_, request.on_text);
+  TextStream stream(tokenizer_, request.on_text, request.on_text ? options.max_gen_len : 0);
   if (request.on_text || request.cancelled) {
     options.on_token = [&](TokenId token) {
       return !(request.cancelled && request.cancelled()) && (!request.on_text || stream.add(token));
@@ -258,8 +250,13 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   }
 
   auto start = std::chrono::steady_clock::now();
-  const auto session = engine_.start(result.prompt_ids, options.max_gen_len);
+  const auto session =
+      engine_.start_unless(request.cancelled, result.prompt_ids, options.max_gen_len);
   result.prefill_seconds = seconds_since(start);
+  if (session == nullptr) {
+    result.stop = StopReason::kCancelled;
+    return result;
+  }
   start = std::chrono::steady_clock::now();
   GeneratedTokens generated = generate_tokens(*session, options);
   result.decode_seconds = seconds_since(start);

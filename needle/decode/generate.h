@@ -20,7 +20,6 @@
 
 namespace needle {
 
-class TokenTexts;     // needle/decode/name_constraint.h
 class GrammarSource;  // needle/decode/grammar_source.h
 
 // kNames: the reference's tool-name and argument-key constraint. kGrammar: whole answers, valid by
@@ -50,7 +49,8 @@ struct CallRequest {
   // Streaming: new text, whole characters only, names as generated. All pieces together are
   // CallResult::raw_text.
   std::function<bool(std::string_view text)> on_text;  // false cancels
-  // Asked at every token, those of n_best too: true ends with StopReason::kCancelled.
+  // Asked while the prompt is read (between layers) and at every token, those of n_best too: true
+  // ends with StopReason::kCancelled.
   std::function<bool()> cancelled;
 };
 
@@ -110,7 +110,8 @@ class FunctionCaller {
   PromptConfig prompt_;
   NameStyle name_style_;
   std::optional<Calibration> calibration_;
-  std::shared_ptr<const TokenTexts> token_texts_;
+  struct LazyTexts;  // of all tokens: made when a name constraint first needs them
+  std::shared_ptr<LazyTexts> token_texts_;
   std::shared_ptr<GrammarSource> grammars_;
 };
 

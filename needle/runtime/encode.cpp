@@ -57,13 +57,16 @@ class EncoderPass {
     }
   }
 
-  // The states after the final norm, [T, d].
-  AlignedBuffer<float> run() {
+  // The states after the final norm, [T, d]; empty if `stop` said so before a layer.
+  AlignedBuffer<float> run(const StopCheck& stop) {
     team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
       embed(row, count);
       project(0, own_[thread], row, count, 0, {});
     });
     for (std::size_t layer = 0; layer < model_.encoder.size(); ++layer) {
+      if (stop && stop()) {
+        return {};
+      }
       pack_values(layer);
       team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
         attend_and_go_on(layer, own_[thread], row, count);
@@ -228,8 +231,8 @@ std::vector<std::uint8_t> padding_mask(const ModelConfig& config, std::span<cons
 }
 
 AlignedBuffer<float> encode(const Machine& machine, const Model& model,
-                            std::span<const TokenId> tokens) {
-  return EncoderPass(machine, model, tokens).run();
+                            std::span<const TokenId> tokens, const StopCheck& stop) {
+  return EncoderPass(machine, model, tokens).run(stop);
 }
 
 std::vector<float> embed(const Machine& machine, const Model& model,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,17 +17,22 @@ namespace needle::runtime {
 // One byte a token, 0 = padding. Empty if nothing is padding.
 std::vector<std::uint8_t> padding_mask(const ModelConfig& config, std::span<const TokenId> tokens);
 
+// Asked between layers; true: give up. Empty: never.
+using StopCheck = std::function<bool()>;
+
 // embedding * sqrt(d) -> blocks -> final norm, [T, d]. `tokens`: at least one, all in the
-// vocabulary.
+// vocabulary. Empty if `stop` said so.
 AlignedBuffer<float> encode(const Machine& machine, const Model& model,
-                            std::span<const TokenId> tokens);
+                            std::span<const TokenId> tokens, const StopCheck& stop = {});
 
 // Mean over non-pad positions, two dense layers, unit length: [contrastive_dim].
 std::vector<float> embed(const Machine& machine, const Model& model,
                          std::span<const TokenId> tokens);
 
-// Encodes the prompt and computes every decoder layer's cross keys and values.
+// Encodes the prompt and computes every decoder layer's cross keys and values. nullptr if `stop`
+// said so.
 std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
-                                       std::span<const TokenId> prompt, std::int64_t max_tokens);
+                                       std::span<const TokenId> prompt, std::int64_t max_tokens,
+                                       const StopCheck& stop = {});
 
 }  // namespace needle::runtime

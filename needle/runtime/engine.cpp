@@ -119,13 +119,21 @@ std::int64_t RuntimeEngine::vocab_size() const { return model_->config.vocab_siz
 
 std::unique_ptr<EngineSession> RuntimeEngine::start(std::span<const TokenId> prompt,
                                                     std::int64_t max_tokens) const {
+  return start_unless({}, prompt, max_tokens);
+}
+
+std::unique_ptr<EngineSession> RuntimeEngine::start_unless(const std::function<bool()>& stop,
+                                                           std::span<const TokenId> prompt,
+                                                           std::int64_t max_tokens) const {
   NEEDLE_CHECK(!prompt.empty(), "a prompt needs at least one token");
   NEEDLE_CHECK(std::ssize(prompt) <= kMaxTokens && max_tokens >= 0 && max_tokens <= kMaxTokens,
                "a prompt of {} tokens and up to {} decoder tokens; each may be up to {}",
                prompt.size(), max_tokens, kMaxTokens);
   check_tokens(model_->config, prompt);
-  return std::make_unique<RuntimeSession>(machine_, *model_,
-                                          start_request(machine_, *model_, prompt, max_tokens));
+  auto request = start_request(machine_, *model_, prompt, max_tokens, stop);
+  return request == nullptr
+             ? nullptr
+             : std::make_unique<RuntimeSession>(machine_, *model_, std::move(request));
 }
 
 void RuntimeEngine::feed(std::span<SessionFeed> feeds) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -34,6 +35,10 @@ class RuntimeEngine final : public Engine {
   // bits do not depend on the company. Calls take turns. The first call allocates, later ones only
   // if prompts have become longer. An error leaves all sessions as they were.
   void feed(std::span<SessionFeed> feeds) const override;
+  // Asks `stop` between the encoder's layers and the cross-attention's.
+  std::unique_ptr<EngineSession> start_unless(const std::function<bool()>& stop,
+                                              std::span<const TokenId> prompt,
+                                              std::int64_t max_tokens) const override;
   std::vector<float> embed(std::span<const TokenId> text) const override;
 
   // The encoder's output after its final norm, [T, d].

@@ -26,13 +26,17 @@ class CrossPass {
                                     static_cast<std::int64_t>(team_.threads()))),
         v_(static_cast<std::size_t>(count_ * config_.kv_dim())) {}
 
-  void run() {
+  // False if `stop` said so before a layer.
+  bool run(const StopCheck& stop) {
     const Activations input = prepare(machine_, model_, {states_.data(), count_, config_.d_model},
                                       config_.d_model, codes_);
     if (all_int4(model_)) {
       states_ = {};  // only the codes are read from here on
     }
     for (std::size_t layer = 0; layer < model_.decoder.size(); ++layer) {
+      if (stop && stop()) {
+        return false;
+      }
       team_.each_chunk([&](std::size_t thread, std::int64_t row, std::int64_t count) {
         project(layer, input, thread, row, count);
       });
@@ -40,6 +44,7 @@ class CrossPass {
         request_.cross_int[layer].store_values(machine_, {v_.data(), count_, config_.kv_dim()});
       }
     }
+    return true;
   }
 
  private:
@@ -81,10 +86,15 @@ class CrossPass {
 }  // namespace
 
 std::unique_ptr<Request> start_request(const Machine& machine, const Model& model,
-                                       std::span<const TokenId> prompt, std::int64_t max_tokens) {
+                                       std::span<const TokenId> prompt, std::int64_t max_tokens,
+                                       const StopCheck& stop) {
   auto request = std::make_unique<Request>(*machine.kernels, model, std::ssize(prompt), max_tokens);
   request->prompt_mask = padding_mask(model.config, prompt);
-  CrossPass(machine, model, encode(machine, model, prompt), *request).run();
+  AlignedBuffer<float> states = encode(machine, model, prompt, stop);
+  if (states.data() == nullptr ||
+      !CrossPass(machine, model, std::move(states), *request).run(stop)) {
+    return nullptr;
+  }
   return request;
 }
 

@@ -175,6 +175,35 @@ TEST_F(CapiIntegration, KeepsDeadlines) {
   EXPECT_EQ(result.stop, NEEDLE_STOP_EOS);
 }
 
+TEST_F(CapiIntegration, LoadsFromMemoryAndTrustsOnRequest) {
+  needle_result result{};
+  const auto whole = session();
+  ASSERT_EQ(generate(whole.get(), "Wake me at 7", result), NEEDLE_OK);
+  const std::string expected = result.text;
+  std::string bytes = read_file(path_);
+  const auto answer = [&](const needle_load_options* options) -> std::string {
+    needle_model* model = nullptr;
+    if (needle_model_load_memory(bytes.data(), bytes.size(), options, &model) != NEEDLE_OK) {
+      return needle_last_error();
+    }
+    needle_session* made = nullptr;
+    EXPECT_EQ(needle_session_create(model, kTools.data(), kTools.size(), &made), NEEDLE_OK);
+    needle_model_free(model);
+    const SessionPtr kept(made);
+    EXPECT_EQ(generate(kept.get(), "Wake me at 7", result), NEEDLE_OK) << needle_last_error();
+    return result.text;
+  };
+  EXPECT_EQ(answer(nullptr), expected);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);  // log_temp, which answers do not need
+  EXPECT_NE(answer(nullptr).find("is damaged"), std::string::npos);
+  const needle_load_options trusting = {.threads = 1, .skip_checksums = 1};
+  EXPECT_EQ(answer(&trusting), expected);
+  needle_model* model = nullptr;
+  EXPECT_EQ(needle_model_load_memory(nullptr, 5, nullptr, &model), NEEDLE_INVALID_ARGUMENT);
+  EXPECT_EQ(needle_model_load_memory(bytes.data(), 0, nullptr, &model), NEEDLE_FORMAT_ERROR);
+  EXPECT_EQ(model, nullptr);
+}
+
 TEST_F(CapiIntegration, TakesHostileQueriesAndNoTools) {
   needle_result result{};
   const std::string broken("a\xFF\xC3\0\xED\xA0\x80", 7);

@@ -60,5 +60,31 @@ TEST(Crc32cTest, GoesOnFromASeed) {
   }
 }
 
+TEST(Crc32cTest, LongTextsAreDividedBitByBit) {
+  const auto by_definition = [](std::span<const std::byte> bytes) {
+    std::uint32_t crc = 0xFFFFFFFF;
+    for (const std::byte byte : bytes) {
+      crc ^= std::to_integer<std::uint32_t>(byte);
+      for (int bit = 0; bit < 8; ++bit) {
+        crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82F63B78u : 0u);
+      }
+    }
+    return ~crc;
+  };
+  std::vector<std::byte> bytes(40000);
+  std::uint32_t state = 7;
+  for (std::byte& byte : bytes) {
+    state = state * 1664525 + 1013904223;
+    byte = static_cast<std::byte>(state >> 24);
+  }
+  for (const std::size_t size : {12287u, 12288u, 12289u, 12296u, 24575u, 24577u, 36864u, 39999u}) {
+    for (const std::size_t begin : {0u, 1u}) {
+      const auto part = std::span(bytes).subspan(begin, size);
+      EXPECT_EQ(crc32c(part), by_definition(part)) << size << " from " << begin;
+      EXPECT_EQ(crc32c(part.subspan(5000), crc32c(part.first(5000))), by_definition(part));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace needle

@@ -203,6 +203,31 @@ TEST_F(NeedleRunIntegration, BenchReports) {
     }
   }
   EXPECT_EQ(run({"bench", "--random-weights", "missing.json"}).exit_code, 1);
+
+  // The same weights in a file, which answers as any other; and their logits for other programs.
+  const std::string kept = (*folder_ / "kept.needle").string();
+  const std::string logits = (*folder_ / "logits").string();
+  ASSERT_EQ(run({"bench", "--random-weights", shape.string(), "--keep", kept, "--logits", logits})
+                .exit_code,
+            0);
+  EXPECT_EQ(std::filesystem::file_size(logits), 16u * 300u * 4u);
+  const auto from_file = run({"-m", kept, "-q", "x", "--max-gen-len", "20", "--constrain", "none"});
+  const auto at_random = run({"--random-weights", shape.string(), "-q", "x", "--max-gen-len", "20",
+                              "--constrain", "none"});
+  EXPECT_EQ(from_file.exit_code, 0) << from_file.err;
+  EXPECT_EQ(at_random.out, from_file.out) << at_random.err;
+  EXPECT_EQ(run({"bench", "-m", kept, "--keep", kept}).exit_code, 2);
+}
+
+TEST_F(NeedleRunIntegration, ChecksumsCanBeSkipped) {
+  const std::string damaged = (*folder_ / "damaged.needle").string();
+  std::string bytes = read_file(weights_);
+  bytes[bytes.size() - 1] = static_cast<char>(bytes[bytes.size() - 1] ^ 1);  // log_temp, unused
+  write_file_atomic(damaged, bytes);
+  const auto refused = run({"-m", damaged, "-q", "x"});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("is damaged"));
+  EXPECT_EQ(run({"-m", damaged, "-q", "x", "--skip-checksums"}).exit_code, 0);
 }
 
 TEST_F(NeedleRunIntegration, LoadedModelIsTheApi) {
@@ -226,6 +251,9 @@ TEST_F(NeedleRunIntegration, ExampleProgramRuns) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(std::ranges::count(result.out, '\n'), 3) << result.out;
   EXPECT_THAT(result.out, HasSubstr(" pieces"));
+  const auto typed =
+      test::run_program(test::built_program("example-typed-tools"), {weights_, "wake me at 6"});
+  EXPECT_EQ(typed.exit_code, 0) << typed.err;
 }
 
 TEST_F(NeedleRunIntegration, WrongUseIsExplained) {
