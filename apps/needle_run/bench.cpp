@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "needle/core/error.h"
+#include "needle/core/file.h"
 #include "needle/core/json.h"
 #include "needle/core/progress.h"
 #include "needle/core/random.h"
@@ -22,7 +23,8 @@ namespace {
 
 struct BenchOptions {
   ModelOptions model;
-  std::string random_weights;
+  std::string keep;
+  std::string logits;
   std::int64_t repeats = 20;
   bool json = false;
   bool kernels = false;
@@ -107,35 +109,52 @@ class EngineBench {
   Random random_{1};
 };
 
-// What is measured: a named file with all that serving needs, or random weights alone.
+// What is measured: a file with all that serving needs.
 struct Subject {
-  std::optional<runtime::LoadedModel> model;
-  std::unique_ptr<runtime::RuntimeEngine> random;
+  runtime::LoadedModel model;
   double load_ms = 0;
-  std::uint64_t file_bytes = 0;
 
-  const runtime::RuntimeEngine& engine() const { return model ? model->engine() : *random; }
+  const runtime::RuntimeEngine& engine() const { return model.engine(); }
 };
 
 Subject open(const BenchOptions& options) {
-  Subject subject;
-  if (options.random_weights.empty()) {
-    subject.file_bytes = options.model.load().file_bytes();  // reads the file once: then it is warm
-    const auto start = Clock::now();
-    subject.model = options.model.load();
-    subject.load_ms = milliseconds_since(start);
-    return subject;
+  ModelOptions named = options.model;
+  std::optional<RandomWeights> random;
+  if (!named.random_weights.empty()) {
+    if (options.keep.empty()) {
+      named.model = random.emplace(named.random_weights).path().string();
+    } else {
+      write_random_weights(named.random_weights, options.keep);
+      named.model = options.keep;
+    }
+    named.random_weights.clear();
   }
-  const auto file = random_weights(options.random_weights);
+  named.load();  // reads the file once: then it is warm
   const auto start = Clock::now();
-  subject.random = std::make_unique<runtime::RuntimeEngine>(
-      runtime::Model::load(file, runtime::select_kernels().multiply_int4 == nullptr
-                                     ? runtime::Numerics::kFloat
-                                     : *runtime::kNumericsNames.parse(options.model.numerics)),
-      runtime::EngineOptions{.threads = options.model.threads});
-  subject.load_ms = milliseconds_since(start);
-  subject.file_bytes = file->size_bytes();
-  return subject;
+  runtime::LoadedModel model = named.load();
+  const double load_ms = milliseconds_since(start);
+  return {.model = std::move(model), .load_ms = load_ms};
+}
+
+// Logits of 16 steps after a prompt of 64 tokens, float32 [16, V], for holding another program with
+// the same weights against this one. Token i of either is 6 + 7919 i mod (V - 6), the first step's
+// eos.
+void write_logits(const Engine& engine, const std::string& path) {
+  const auto token = [&](std::int64_t i) {
+    return static_cast<TokenId>(6 + i * 7919 % (engine.vocab_size() - 6));
+  };
+  std::vector<TokenId> prompt(64);
+  for (std::size_t i = 0; i < prompt.size(); ++i) {
+    prompt[i] = token(static_cast<std::int64_t>(i));
+  }
+  constexpr std::int64_t kSteps = 16;
+  const auto session = engine.start(prompt, kSteps);
+  std::string bytes;
+  for (std::int64_t step = 0; step < kSteps; ++step) {
+    const auto logits = std::as_bytes(session->step(step == 0 ? kEosId : token(step)));
+    bytes.append(reinterpret_cast<const char*>(logits.data()), logits.size());
+  }
+  write_file_atomic(path, bytes);
 }
 
 std::vector<Metric> measure(const Subject& subject, std::int64_t repeats) {
@@ -158,7 +177,7 @@ std::vector<Metric> measure(const Subject& subject, std::int64_t repeats) {
   add("call_ms_200_30", quantile(calls, 0.5), "a call of 200 + 30 tokens, median");
   add("call_p95_ms_200_30", quantile(calls, 0.95), "the same, 95th percentile");
   add("load_ms", subject.load_ms, "opening the file again, its pages in memory");
-  add("file_mb", static_cast<double>(subject.file_bytes) / 1e6, "size of the file");
+  add("file_mb", static_cast<double>(subject.model.file_bytes()) / 1e6, "size of the file");
   const auto session = subject.engine().start(bench.prompt(1024), 64);
   add("anon_mb", anonymous_megabytes(), "memory of its own with one session of 1024 tokens");
   return metrics;
@@ -214,7 +233,14 @@ void bench(const BenchOptions& options) {
   if (options.repeats < 1) {
     throw ConfigError("--repeats: expected at least 1");
   }
+  if (!options.keep.empty() && options.model.random_weights.empty()) {
+    throw ConfigError("--keep: only random weights are not kept anyway; give --random-weights");
+  }
   const Subject subject = open(options);
+  if (!options.logits.empty()) {
+    write_logits(subject.engine(), options.logits);
+    return;
+  }
   const std::vector<Metric> metrics =
       options.kernels ? measure_kernels(subject.engine().model(), options.repeats)
                       : measure(subject, options.repeats);
@@ -247,8 +273,9 @@ void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
   auto* command = app.add_subcommand("bench", "Measure speed, load time and memory here");
   options->model.add_to(*command);
-  command->add_option("--random-weights", options->random_weights,
-                      "Instead of a model: random weights of this shape (configs/model/*.json)");
+  command->add_option("--keep", options->keep, "With --random-weights: keep them in this file");
+  command->add_option("--logits", options->logits,
+                      "Only write the logits of 16 fixed steps, float32, to this file");
   command->add_option("--repeats", options->repeats, "Repeats of each measurement; medians count")
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object {metric, threads, value} a line");

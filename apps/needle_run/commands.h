@@ -15,8 +15,10 @@ namespace needle {
 // Shared by all: where the model is and how it runs.
 struct ModelOptions {
   std::string model;
+  std::string random_weights;  // instead of it: a model config
   std::size_t threads = 1;
   std::string numerics = std::string(runtime::kNumericsNames.name(runtime::Numerics::kInt8));
+  bool skip_checksums = false;
 
   void add_to(CLI::App& command);
   // Throws ConfigError if no model was named.

@@ -8,26 +8,37 @@
 
 #include "apps/cli.h"
 #include "apps/needle_run/commands.h"
+#include "apps/needle_run/random_weights.h"
 
 namespace needle {
 
 void ModelOptions::add_to(CLI::App& command) {
   command.add_option("-m,--model", model, "Weights file (.needle), made by needle-export")
       ->envname("NEEDLE_MODEL");
+  command.add_option("--random-weights", random_weights,
+                     "Instead of a model: random weights of this shape (configs/model/*.json)");
   command.add_option("--threads", threads, "Threads; 0: one per core")->capture_default_str();
   command
       .add_option("--numerics", numerics,
                   "int8: 8-bit activations, fast; float: token for token as LibTorch")
       ->check(CLI::IsMember({"int8", "float"}))
       ->capture_default_str();
+  command.add_flag("--skip-checksums", skip_checksums,
+                   "Trust the file: do not read all of it to check it");
 }
 
 runtime::LoadedModel ModelOptions::load() const {
+  const runtime::LoadOptions options{.threads = threads,
+                                     .verify_checksums = !skip_checksums,
+                                     .numerics = *runtime::kNumericsNames.parse(numerics)};
+  if (!random_weights.empty()) {
+    // A model may be named by the environment, too: the option is the nearer wish.
+    return runtime::LoadedModel::load(RandomWeights(random_weights).path(), options);
+  }
   if (model.empty()) {
     throw ConfigError("--model is missing: give a .needle file (or set NEEDLE_MODEL)");
   }
-  return runtime::LoadedModel::load(
-      model, {.threads = threads, .numerics = *runtime::kNumericsNames.parse(numerics)});
+  return runtime::LoadedModel::load(model, options);
 }
 
 namespace {
