@@ -310,7 +310,9 @@ class FaultTest(RanksTest):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=PATIENCE_S)
         self.assertEqual(process.returncode, 1, errors)
-        self.assertRegex(errors, r"\[rank 1\].*rank 0 \(pid \d+ on \S+\) stopped: .*checkpoints")
+        self.assertRegex(errors, r"checkpoints: cannot be made")
+        # The store ends with rank 0, so rank 1 may not learn the reason in time; the launcher names the rank in any case.
+        self.assertRegex(errors, r"rank 0 \(pid \d+[^)]*\) (ended with exit code 1|stopped: .*checkpoints)")
 
     def test_wrong_settings_are_not_tried_again(self):
         done = subprocess.run(self.command("wrong", "--nproc", "2", "--max-restarts", "5", train__batch_size=0),
