@@ -1,4 +1,4 @@
-// One float32 matrix product over plain memory, for loops that run on several threads at once and
+// One matrix product over plain memory, for loops that run on several threads at once and
 // take a product each: a tensor operation there would cost more than a small product.
 #pragma once
 
@@ -22,5 +22,17 @@ struct ProductShape {
 };
 void multiply(const ProductShape& shape, float alpha, const Matrix& a, const Matrix& b, float beta,
               float* result, std::int64_t stride);
+
+// The same of bfloat16 factors (their 16 bits), with sums in float32. Only where
+// has_rounded_products(): LibTorch's BLAS has such a product (MKL) and this CPU is faster with it
+// (core/cpu_features.h).
+struct RoundedMatrix {
+  const std::uint16_t* data = nullptr;
+  std::int64_t stride = 0;
+  bool transposed = false;
+};
+bool has_rounded_products();
+void multiply(const ProductShape& shape, float alpha, const RoundedMatrix& a,
+              const RoundedMatrix& b, float beta, float* result, std::int64_t stride);
 
 }  // namespace needle

@@ -73,7 +73,8 @@ torch::Tensor DecoderImpl::forward(const torch::Tensor& x, const torch::Tensor& 
   const Rope rope = make_rope(x.size(1), head_dim_, rope_theta_, x.device());
   const bool fused = cross_mask.kernel() == AttentionKernel::kLayers;
   const std::vector<KeyValues> context =
-      fused ? fused_cross_keys_values(cross_attentions(), encoder_out) : std::vector<KeyValues>();
+      fused ? fused_cross_keys_values(cross_attentions(), encoder_out, cross_mask.layers().factors)
+            : std::vector<KeyValues>();
   auto stream = x;  // [B, L, d]
   for (std::size_t i = 0; i < layers->size(); ++i) {
     auto& block = *layers[i]->as<DecoderBlock>();

@@ -6,6 +6,7 @@
 
 #include "needle/core/error.h"
 #include "needle/model/head_attention.h"
+#include "needle/model/product.h"
 #include "needle/model/row_ops.h"
 
 namespace needle {
@@ -14,13 +15,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// x + sigmoid(gate) * attended W^T and its gradients.
+torch::Tensor rows_of(const torch::Tensor& x) { return x.view({-1, x.size(-1)}); }
+
+// x + sigmoid(gate) * attended W^T and its gradients; attended [N, H * D], weight and grad are
+// factors.
 torch::Tensor gated_output(const torch::Tensor& x, const torch::Tensor& attended,
                            const torch::Tensor& weight, double openness) {
-  const auto d = x.size(-1);
-  return torch::addmm(x.view({-1, d}), attended.view({-1, attended.size(-1)}), weight.t(), 1.0,
-                      openness)
-      .view(x.sizes());
+  const auto result = x.clone();
+  product_into(rows_of(result), attended, weight.t(), openness, 1.0);
+  return result;
 }
 
 struct OutputGrad {
@@ -31,27 +34,30 @@ struct OutputGrad {
 
 OutputGrad gated_output_backward(const torch::Tensor& grad, const torch::Tensor& attended,
                                  const torch::Tensor& weight, double openness) {
-  OutputGrad result{.attended = grad.mm(weight * openness),
-                    .weight = grad.t().mm(attended.view({-1, attended.size(-1)})).mul_(openness),
+  OutputGrad result{.attended = product(grad, weight, openness),
+                    .weight = product(grad.t(), attended, openness),
                     .gate = {}};
   // The sum over grad * (attended W^T) is that over (grad^T attended) * W.
-  result.gate = result.weight.flatten().dot(weight.flatten()) * (1.0 - openness);
+  result.gate =
+      result.weight.flatten().dot(weight.to(torch::kFloat32).flatten()) * (1.0 - openness);
   return result;
 }
 
 double openness_of(const torch::Tensor& gate) { return torch::sigmoid(gate).item<double>(); }
 
-torch::Tensor rows_of(const torch::Tensor& x) { return x.view({-1, x.size(-1)}); }
-
 // What is constant of a sub-layer: no gradient reaches it.
 struct LayerConstants {
-  torch::Tensor in_weight;   // values in the product, quantised or not: [(H + 2K) D, d] or [H D, d]
-  torch::Tensor out_weight;  // [d, H D]
+  torch::Tensor in_weight;   // factor, of values quantised or not: [(H + 2K) D, d] or [H D, d]
+  torch::Tensor out_weight;  // factor [d, H D]
   torch::Tensor cos, sin;
   AttentionRanges ranges;
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;  // of the product: 0 for cross-attention
   bool recompute = false;     // keep the inputs alone and go forward again before going backward
+
+  torch::Tensor factor(const torch::Tensor& matrix) const {
+    return as_factor(matrix, in_weight.scalar_type());
+  }
 };
 
 HeadSource head_source(const torch::Tensor& projected, const torch::Tensor& x,
@@ -72,24 +78,31 @@ HeadSource head_source(const torch::Tensor& projected, const torch::Tensor& x,
 
 // What lies between a sub-layer's input and its output projection.
 struct Inner {
-  Normed normed;
+  torch::Tensor normed;       // factor [N, d]
+  torch::Tensor inverse_rms;  // [N], of the norm
   torch::Tensor projected;
-  Heads heads;  // cross-attention: k and v are the context's
-  HeadAttention attention;
+  Heads heads;             // cross-attention: k and v are the context's
+  torch::Tensor attended;  // factor [N, H D]
+  torch::Tensor weights;   // of the attention
 };
 
 Inner inner_of(const torch::Tensor& x, const torch::Tensor& norm_scale,
                const torch::Tensor& q_scale, const torch::Tensor& k_scale, const KeyValues& context,
                const LayerConstants& layer) {
   Inner inner;
-  inner.normed = norm_rows(x, norm_scale);
-  inner.projected = inner.normed.rows.mm(layer.in_weight.t());
+  const Normed normed = norm_rows(x, norm_scale);
+  inner.normed = layer.factor(normed.rows);
+  inner.inverse_rms = normed.inverse_rms;
+  inner.projected = product(inner.normed, layer.in_weight.t());
   inner.heads = make_heads(head_source(inner.projected, x, q_scale, k_scale, layer));
   if (layer.kv_heads == 0) {
     inner.heads.k = context.keys;
     inner.heads.v = context.values;
   }
-  inner.attention = head_attention(inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
+  const HeadAttention attention =
+      head_attention(inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
+  inner.attended = layer.factor(rows_of(attention.attended));
+  inner.weights = attention.weights;
   return inner;
 }
 
@@ -125,16 +138,15 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
                         layer->ranges.table};
     if (!layer->recompute) {
       saved.insert(saved.end(),
-                   {inner.normed.rows, inner.normed.inverse_rms, inner.projected, inner.heads.q,
-                    inner.heads.k, inner.heads.v, inner.heads.inverse_rms, inner.attention.attended,
-                    inner.attention.weights});
+                   {inner.normed, inner.inverse_rms, inner.projected, inner.heads.q, inner.heads.k,
+                    inner.heads.v, inner.heads.inverse_rms, inner.attended, inner.weights});
     }
     context->save_for_backward(std::move(saved));
     context->saved_data["openness"] = openness;
     context->saved_data["causal"] = layer->ranges.causal;
     context->saved_data["heads"] = layer->heads;
     context->saved_data["kv_heads"] = layer->kv_heads;
-    return gated_output(x, inner.attention.attended, layer->out_weight, openness);
+    return gated_output(x, inner.attended, layer->out_weight, openness);
   }
 
   static variable_list backward(AutogradContext* context, variable_list outer) {
@@ -153,11 +165,10 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
                             : inner_of(x, norm_scale, q_scale, k_scale,
                                        {.keys = saved[1], .values = saved[2]}, layer);
     const auto grad = rows_of(outer[0].contiguous());
-    const OutputGrad output = gated_output_backward(grad, inner.attention.attended,
+    const OutputGrad output = gated_output_backward(layer.factor(grad), inner.attended,
                                                     layer.out_weight, data["openness"].toDouble());
-    const HeadAttentionGrad heads =
-        head_attention_backward(output.attended, inner.attention.weights, inner.heads.q,
-                                inner.heads.k, inner.heads.v, layer.ranges);
+    const HeadAttentionGrad heads = head_attention_backward(
+        output.attended, inner.weights, inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
     const bool self = layer.kv_heads > 0;
     const torch::Tensor none;
     auto projected_grad = torch::empty_like(inner.projected);
@@ -165,13 +176,14 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
         head_source(inner.projected, x, q_scale, k_scale, layer),
         {.q = heads.q, .k = self ? heads.k : none, .v = self ? heads.v : none, .inverse_rms = none},
         inner.heads.inverse_rms, projected_grad);
-    const NormGrad input = norm_rows_backward(x, norm_scale, inner.normed.inverse_rms,
-                                              projected_grad.mm(layer.in_weight), grad);
+    const auto projected_factor = layer.factor(projected_grad);
+    const NormGrad input = norm_rows_backward(x, norm_scale, inner.inverse_rms,
+                                              product(projected_factor, layer.in_weight), grad);
     return {input.x.view(x.sizes()),
             self ? none : heads.k,
             self ? none : heads.v,
             input.scale,
-            projected_grad.t().mm(inner.normed.rows),
+            product(projected_factor.t(), inner.normed),
             scales.q,
             self ? scales.k : none,
             output.weight,
@@ -183,10 +195,12 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
   static constexpr std::size_t kInputs = 11;
 
   static Inner kept(const variable_list& saved) {
-    return {.normed = {.rows = saved[11], .inverse_rms = saved[12]},
+    return {.normed = saved[11],
+            .inverse_rms = saved[12],
             .projected = saved[13],
             .heads = {.q = saved[14], .k = saved[15], .v = saved[16], .inverse_rms = saved[17]},
-            .attention = {.attended = saved[18], .weights = saved[19]}};
+            .attended = saved[18],
+            .weights = saved[19]};
   }
 };
 
@@ -198,8 +212,9 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
                                const torch::Tensor& weight, const torch::Tensor& k_scales,
                                const torch::Tensor& value, std::int64_t kv_heads) {
     (void)weight;
-    const auto projected = rows_of(encoder_out).mm(value.t());  // [N, layers * 2 K D]
-    variable_list saved{encoder_out, k_scales, value, projected};
+    const auto source = as_factor(rows_of(encoder_out), value.scalar_type());  // [N, d]
+    const auto projected = product(source, value.t());  // [N, layers * 2 K D]
+    variable_list saved{encoder_out, k_scales, value, projected, source};
     variable_list results;
     for (std::int64_t i = 0; i < k_scales.size(0); ++i) {
       const Heads heads = make_heads(source_of(projected, encoder_out, k_scales, i, kv_heads));
@@ -230,12 +245,12 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
                                                  .k = grad_of(outer[place]),
                                                  .v = grad_of(outer[place + 1]),
                                                  .inverse_rms = {}},
-                                                saved[4 + static_cast<std::size_t>(i)], columns)
+                                                saved[5 + static_cast<std::size_t>(i)], columns)
                                 .k);
     }
-    return {projected_grad.mm(value).view(encoder_out.sizes()),
-            projected_grad.t().mm(rows_of(encoder_out)), torch::stack(scale_grads), torch::Tensor(),
-            torch::Tensor()};
+    const auto factor = as_factor(projected_grad, value.scalar_type());
+    return {product(factor, value).view(encoder_out.sizes()), product(factor.t(), saved[4]),
+            torch::stack(scale_grads), torch::Tensor(), torch::Tensor()};
   }
 
  private:
@@ -276,9 +291,9 @@ class Norm : public torch::autograd::Function<Norm> {
 };
 
 // The weights as they enter the products, without history.
-torch::Tensor value_of(KernelLinear& linear) {
+torch::Tensor value_of(KernelLinear& linear, torch::ScalarType dtype) {
   const torch::NoGradGuard no_grad;
-  return linear->weight_path(linear->weight, torch::kFloat32).detach();
+  return as_factor(linear->weight_path(linear->weight, torch::kFloat32).detach(), dtype);
 }
 
 // One matrix of several: what gradients go to, and the values in the product.
@@ -286,21 +301,22 @@ struct Stacked {
   torch::Tensor parameter;
   torch::Tensor value;
 };
-Stacked stack_weights(const std::vector<KernelLinear*>& linears) {
+Stacked stack_weights(const std::vector<KernelLinear*>& linears, torch::ScalarType dtype) {
   std::vector<torch::Tensor> parameters, values;
   bool quantized = false;
   for (KernelLinear* linear : linears) {
     parameters.push_back((*linear)->weight);
-    values.push_back(value_of(*linear));
+    values.push_back(value_of(*linear, dtype));
     quantized = quantized || (*linear)->weight_path.mode() != FakeQuant::kNone;
   }
   const auto parameter = torch::cat(parameters);
-  return {.parameter = parameter, .value = quantized ? torch::cat(values) : parameter.detach()};
+  const bool as_they_are = !quantized && dtype == torch::kFloat32;
+  return {.parameter = parameter, .value = as_they_are ? parameter.detach() : torch::cat(values)};
 }
 
 void check_stream(const torch::Tensor& x) {
   NEEDLE_CHECK(x.scalar_type() == torch::kFloat32 && x.device().is_cpu(),
-               "fused layers compute in float32 on the CPU, not in {} on {}",
+               "fused layers take a stream of float32 on the CPU, not {} on {}",
                c10::toString(x.scalar_type()), x.device().str());
 }
 
@@ -310,16 +326,17 @@ torch::Tensor fused_self_attention(GatedSelfAttentionImpl& layer, const torch::T
                                    const AttentionMask& mask, const Rope& rope) {
   check_stream(x);
   auto& attention = *layer.attention;
-  const Stacked in = stack_weights({&attention.q_proj, &attention.k_proj, &attention.v_proj});
+  const Stacked in = stack_weights({&attention.q_proj, &attention.k_proj, &attention.v_proj},
+                                   mask.layers().factors);
   const auto dim = attention.q_norm->scale.size(0);
   const LayerConstants constants{.in_weight = in.value,
-                                 .out_weight = value_of(attention.out_proj),
+                                 .out_weight = value_of(attention.out_proj, mask.layers().factors),
                                  .cos = rope.cos,
                                  .sin = rope.sin,
                                  .ranges = mask.ranges(),
                                  .heads = attention.q_proj->weight.size(0) / dim,
                                  .kv_heads = attention.k_proj->weight.size(0) / dim,
-                                 .recompute = mask.recompute()};
+                                 .recompute = mask.layers().recompute};
   const std::optional<torch::Tensor> none, k_scale = attention.k_norm->scale;
   return GatedAttention::apply(x.contiguous(), none, none, layer.norm->scale, in.parameter,
                                attention.q_norm->scale, k_scale, attention.out_proj->weight,
@@ -331,13 +348,13 @@ torch::Tensor fused_cross_attention(GatedCrossAttentionImpl& layer, const torch:
   check_stream(x);
   auto& attention = *layer.attention;
   const LayerConstants constants{
-      .in_weight = value_of(attention.q_proj),
-      .out_weight = value_of(attention.out_proj),
+      .in_weight = value_of(attention.q_proj, mask.layers().factors),
+      .out_weight = value_of(attention.out_proj, mask.layers().factors),
       .cos = {},
       .sin = {},
       .ranges = mask.ranges(),
       .heads = attention.q_proj->weight.size(0) / attention.q_norm->scale.size(0),
-      .recompute = mask.recompute()};
+      .recompute = mask.layers().recompute};
   const std::optional<torch::Tensor> none, keys = context.keys, values = context.values;
   return GatedAttention::apply(x.contiguous(), keys, values, layer.norm->scale,
                                attention.q_proj->weight, attention.q_norm->scale, none,
@@ -345,7 +362,8 @@ torch::Tensor fused_cross_attention(GatedCrossAttentionImpl& layer, const torch:
 }
 
 std::vector<KeyValues> fused_cross_keys_values(std::vector<Attention> layers,
-                                               const torch::Tensor& encoder_out) {
+                                               const torch::Tensor& encoder_out,
+                                               torch::ScalarType factors) {
   check_stream(encoder_out);
   std::vector<KernelLinear*> linears;
   std::vector<torch::Tensor> scales;
@@ -353,7 +371,7 @@ std::vector<KeyValues> fused_cross_keys_values(std::vector<Attention> layers,
     linears.insert(linears.end(), {&layer->k_proj, &layer->v_proj});
     scales.push_back(layer->k_norm->scale);
   }
-  const Stacked weights = stack_weights(linears);
+  const Stacked weights = stack_weights(linears, factors);
   const auto k_scales = torch::stack(scales);  // [layers, D]
   const auto kv_heads = layers.front()->k_proj->weight.size(0) / k_scales.size(1);
   const variable_list heads = CrossKeysValues::apply(encoder_out.contiguous(), weights.parameter,

@@ -1,7 +1,8 @@
 // The gated attention sub-layers as one function each, with its own gradient: on a CPU the many
 // small operations between the matrix products cost as much as these, and what autograd keeps of
-// them is most of the memory. float32, without dropout; what block.h computes otherwise is the
-// specification.
+// them is most of the memory. A float32 stream, without dropout; what block.h computes otherwise is
+// the specification. The large products take factors of float32 or bfloat16 (product.h); norms,
+// softmax, residuals and all gradients stay float32.
 //
 // One product makes queries, keys and values of a token; one makes the cross-attention's keys and
 // values of all layers. Norms, rotation and the split into heads are one pass (kernels/kernels.h),
@@ -28,7 +29,8 @@ torch::Tensor fused_cross_attention(GatedCrossAttentionImpl& layer, const torch:
 
 // What each of `layers` keeps of the encoder's output [B, S, d].
 std::vector<KeyValues> fused_cross_keys_values(std::vector<Attention> layers,
-                                               const torch::Tensor& encoder_out);
+                                               const torch::Tensor& encoder_out,
+                                               torch::ScalarType factors = torch::kFloat32);
 
 torch::Tensor fused_norm(ZCRMSNormImpl& norm, const torch::Tensor& x);  // [..., size]
 

@@ -22,8 +22,8 @@ enum class AttentionKernel {
   kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
   kRanges,  // on a CPU, whole rows: own products over segments and words (range_attention.h);
             // elsewhere as kFused
-  kLayers,  // on a CPU, float32, no dropout: each gated attention is one function of its own over
-            // those ranges (fused_layer.h); otherwise as kRanges
+  kLayers,  // on a CPU, no dropout: each gated attention is one function of its own over those
+            // ranges (fused_layer.h); otherwise as kRanges
 };
 inline constexpr EnumNames<AttentionKernel, 4> kAttentionKernelNames{
     {{{AttentionKernel::kExact, "exact"},
@@ -39,6 +39,12 @@ struct EnumTable<AttentionKernel> {
   static constexpr const auto& value = kAttentionKernelNames;
 };
 
+// How kLayers goes.
+struct LayerOptions {
+  bool recompute = false;  // keeps the inputs of each layer, computes the rest again going backward
+  torch::ScalarType factors = torch::kFloat32;  // of the products (product.h)
+};
+
 // What every layer of a stack needs of a mask, prepared once per forward pass.
 class AttentionMask {
  public:
@@ -46,10 +52,9 @@ class AttentionMask {
   // `allowed`: bool, broadcastable to [B, 1, T, S].
   explicit AttentionMask(const torch::Tensor& allowed,
                          AttentionKernel kernel = AttentionKernel::kExact);
-  // recompute: kLayers keeps the inputs of each layer and computes the rest again going backward.
   explicit AttentionMask(AttentionRanges ranges, AttentionKernel kernel = AttentionKernel::kRanges,
-                         bool recompute = false)
-      : kernel_(kernel), ranges_(std::move(ranges)), recompute_(recompute) {}
+                         const LayerOptions& layers = {})
+      : kernel_(kernel), ranges_(std::move(ranges)), layers_(layers) {}
 
   AttentionKernel kernel() const { return kernel_; }
   bool allows_everything() const {
@@ -62,7 +67,7 @@ class AttentionMask {
   const torch::Tensor& bias() const { return bias_; }
   const torch::Tensor& no_key() const { return no_key_; }
   const AttentionRanges& ranges() const { return ranges_; }  // kRanges, kLayers
-  bool recompute() const { return recompute_; }
+  const LayerOptions& layers() const { return layers_; }     // kLayers
 
  private:
   AttentionKernel kernel_ = AttentionKernel::kExact;
@@ -70,7 +75,7 @@ class AttentionMask {
   torch::Tensor bias_;
   torch::Tensor no_key_;
   AttentionRanges ranges_;
-  bool recompute_ = false;
+  LayerOptions layers_;
 };
 
 }  // namespace needle

@@ -32,7 +32,7 @@ struct LayerMasks {
 
 // Nothing if the rows cannot be told as ranges.
 std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_id,
-                                      AttentionKernel kernel, bool recompute) {
+                                      AttentionKernel kernel, const LayerOptions& layers) {
   if (!input.source.device().is_cpu()) {
     return std::nullopt;
   }
@@ -53,9 +53,8 @@ std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_
   if (!source || !decoder || !cross) {
     return std::nullopt;
   }
-  return LayerMasks{AttentionMask(*source, kernel, recompute),
-                    AttentionMask(*decoder, kernel, recompute),
-                    AttentionMask(*cross, kernel, recompute)};
+  return LayerMasks{AttentionMask(*source, kernel, layers), AttentionMask(*decoder, kernel, layers),
+                    AttentionMask(*cross, kernel, layers)};
 }
 
 }  // namespace
@@ -85,9 +84,9 @@ torch::Tensor NeedleImpl::decode(const torch::Tensor& decoder_in, const torch::T
 torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
   if (takes_ranges(attention_kernel_)) {
     if (const auto masks =
-            range_masks(input, config_.pad_token_id, layer_kernel(), activation_checkpointing_)) {
-      const auto encoder_out = encoder(embedding(input.source, compute_dtype_), masks->source);
-      return decoder(embedding(input.decoder_in, compute_dtype_), encoder_out, masks->decoder,
+            range_masks(input, config_.pad_token_id, layer_kernel(), layer_options())) {
+      const auto encoder_out = encoder(embedding(input.source, stream_dtype()), masks->source);
+      return decoder(embedding(input.decoder_in, stream_dtype()), encoder_out, masks->decoder,
                      masks->cross);
     }
   }
@@ -97,9 +96,21 @@ torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
 }
 
 AttentionKernel NeedleImpl::layer_kernel() const {
-  const bool fused = attention_kernel_ == AttentionKernel::kLayers &&
-                     compute_dtype_ == torch::kFloat32 && (dropout_rate_ == 0.0 || !is_training());
+  const bool fused =
+      attention_kernel_ == AttentionKernel::kLayers && (dropout_rate_ == 0.0 || !is_training());
   return fused ? AttentionKernel::kLayers : AttentionKernel::kRanges;
+}
+
+torch::ScalarType NeedleImpl::stream_dtype() const {
+  return layer_kernel() == AttentionKernel::kLayers ? torch::kFloat32 : compute_dtype_;
+}
+
+LayerOptions NeedleImpl::layer_options() const {
+  return {.recompute = activation_checkpointing_, .factors = compute_dtype_};
+}
+
+torch::ScalarType NeedleImpl::factor_dtype() const {
+  return layer_kernel() == AttentionKernel::kLayers ? compute_dtype_ : torch::kFloat32;
 }
 
 torch::Tensor NeedleImpl::logits(const torch::Tensor& hidden_states) {
@@ -111,8 +122,8 @@ torch::Tensor NeedleImpl::embed(const torch::Tensor& tokens) {
                           ? padding_ranges(tokens.size(1), tokens, config_.pad_token_id, false)
                           : std::nullopt;
   const auto encoder_out =
-      ranges ? encoder(embedding(tokens, compute_dtype_),
-                       AttentionMask(*ranges, layer_kernel(), activation_checkpointing_))
+      ranges ? encoder(embedding(tokens, stream_dtype()),
+                       AttentionMask(*ranges, layer_kernel(), layer_options()))
              : encode(tokens, padding_mask(tokens, config_.pad_token_id));  // [B, T, d]
   return contrastive_head(encoder_out, tokens.ne(config_.pad_token_id));
 }

@@ -67,8 +67,11 @@ class NeedleImpl : public torch::nn::Module {
   FakeQuant embedding_fake_quant() const { return embedding->weight_path.mode(); }
   // Activations and matrix products in this type; parameters stay what they are (float32 master
   // weights). Softmax, norms, logits and the contrastive head compute in float32 whatever the type.
+  // With AttentionKernel::kLayers only the factors of the layers' products are of this type.
   void set_compute_dtype(torch::ScalarType dtype) { compute_dtype_ = dtype; }
   torch::ScalarType compute_dtype() const { return compute_dtype_; }
+  // For the products of the loss on a CPU (TokenLossOptions::factors).
+  torch::ScalarType factor_dtype() const;
   void set_attention_kernel(AttentionKernel kernel) { attention_kernel_ = kernel; }
   AttentionKernel attention_kernel() const { return attention_kernel_; }
   // With AttentionKernel::kLayers: what a layer computes between its products is not kept for the
@@ -89,7 +92,9 @@ class NeedleImpl : public torch::nn::Module {
   torch::Tensor log_temp;  // [], temperature of the contrastive loss, log scale
 
  private:
-  AttentionKernel layer_kernel() const;  // over ranges, as settings and dropout allow
+  AttentionKernel layer_kernel() const;    // over ranges, as settings and dropout allow
+  torch::ScalarType stream_dtype() const;  // of the activations, with that kernel
+  LayerOptions layer_options() const;
 
   ModelConfig config_;
   FakeQuant kernel_quant_ = FakeQuant::kNone;

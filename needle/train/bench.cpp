@@ -38,6 +38,7 @@ RunConfig bench_config(const TrainBenchCase& shape, const TrainBenchOptions& opt
   config.step.contrastive_every = 0;
   config.train.attention = AttentionKernel::kLayers;  // as the CPU configs
   config.optimizer.muon.symmetric_products = true;
+  config.optimizer.muon.newton_schulz_dtype = NewtonSchulzDtype::kAuto;
   for (const std::string& assignment : options.overrides) {
     apply_override(config, assignment);
   }

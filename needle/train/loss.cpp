@@ -7,6 +7,7 @@
 
 #include "needle/core/error.h"
 #include "needle/model/kernels/kernels.h"
+#include "needle/model/product.h"
 
 namespace needle {
 namespace {
@@ -68,7 +69,8 @@ class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
                                                 const torch::Tensor& embedding,  // [V, d]
                                                 const torch::Tensor& target,     // [N]
                                                 const torch::Tensor& row_weight, double z_weight,
-                                                std::int64_t block_rows, bool with_gradient) {
+                                                std::int64_t block_rows, torch::ScalarType factors,
+                                                bool with_gradient) {
     const auto n = hidden.size(0);
     auto cross_entropy = torch::zeros({}, embedding.options());
     auto z = torch::zeros({}, embedding.options());
@@ -78,24 +80,27 @@ class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
       embedding_grad = torch::zeros_like(embedding);
     }
     const bool on_host = embedding.device().is_cpu();
+    const auto embedding_factor = on_host ? as_factor(embedding, factors) : embedding;
     for (std::int64_t start = 0; start < n; start += block_rows) {
       const auto rows = std::min(block_rows, n - start);
       const auto x = hidden.narrow(0, start, rows).to(torch::kFloat32);  // [rows, d]
       const auto ids = target.narrow(0, start, rows).unsqueeze(1);       // [rows, 1]
       const auto weight = row_weight.narrow(0, start, rows).unsqueeze(1);
-      auto logits = x.matmul(embedding.t());  // [rows, V]
       if (on_host) {
+        const auto x_factor = as_factor(x, factors);
+        auto logits = product(x_factor, embedding_factor.t());  // [rows, V]
         const BlockLoss loss = host_block_loss(logits, target.narrow(0, start, rows),
                                                row_weight.narrow(0, start, rows), z_weight);
         cross_entropy += loss.cross_entropy;
         z += loss.z;
         if (with_gradient) {
-          auto x_grad = hidden_grad.narrow(0, start, rows);
-          torch::mm_out(x_grad, logits, embedding);
-          embedding_grad.addmm_(logits.t(), x);
+          const auto logits_grad = as_factor(logits, factors);
+          product_into(hidden_grad.narrow(0, start, rows), logits_grad, embedding_factor, 1.0, 0.0);
+          product_into(embedding_grad, logits_grad.t(), x_factor, 1.0, 1.0);
         }
         continue;
       }
+      const auto logits = x.matmul(embedding.t());  // [rows, V]
       auto log_p = torch::log_softmax(logits, 1);
       const auto log_p_target = log_p.gather(1, ids);
       const auto log_partition = logits.gather(1, ids) - log_p_target;  // [rows, 1]
@@ -123,6 +128,7 @@ class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
     const torch::Tensor none;
     return {saved[0] * outer[0].to(saved[0].scalar_type()),
             saved[1] * outer[0],
+            none,
             none,
             none,
             none,
@@ -160,9 +166,10 @@ LossParts tied_token_loss(const torch::Tensor& hidden, const torch::Tensor& embe
   const RowWeights weight = row_weights(ids, weights, options);
   const bool with_gradient =
       torch::GradMode::is_enabled() && (hidden.requires_grad() || embedding.requires_grad());
-  const auto parts = TiedTokenLoss::apply(hidden.reshape({-1, hidden.size(-1)}), embedding,
-                                          ids.contiguous(), weight.cross_entropy.contiguous(),
-                                          weight.z, options.block_rows, with_gradient);
+  const auto parts =
+      TiedTokenLoss::apply(hidden.reshape({-1, hidden.size(-1)}), embedding, ids.contiguous(),
+                           weight.cross_entropy.contiguous(), weight.z, options.block_rows,
+                           options.factors, with_gradient);
   return {.cross_entropy = parts[1], .z = parts[2], .text_loss = parts[0]};
 }
 

@@ -55,6 +55,8 @@ struct TokenLossOptions {
   // tied_token_loss: rows whose logits are made at once. 256 keep them in the cache of a CPU core;
   // a GPU wants more (device.h: loss_block_rows).
   std::int64_t block_rows = 256;
+  // tied_token_loss on the CPU: of the products (model/product.h).
+  torch::ScalarType factors = torch::kFloat32;
 };
 
 // logits: float32 [B, L, V] or [N, V]; target: int64 [B, L] or [N]; weights: float32, as target, or

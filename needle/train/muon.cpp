@@ -10,6 +10,8 @@
 #include "needle/model/blas.h"
 #include "needle/model/kernels/half_product.h"
 #include "needle/model/kernels/kernels.h"
+#include "needle/model/product.h"
+#include "needle/train/device.h"
 
 namespace needle {
 namespace {
@@ -135,6 +137,26 @@ torch::Tensor half_newton_schulz(torch::Tensor x, std::int64_t steps) {
   return x;
 }
 
+// The same with factors of bfloat16 and sums of float32. No halves of symmetric products: these are
+// so fast that what lies between them costs as much.
+torch::Tensor rounded_newton_schulz(torch::Tensor x, std::int64_t steps) {
+  x = x / (torch::linalg_vector_norm(x, 2, torch::IntArrayRef{1, 2}, /*keepdim=*/true) + 1e-7);
+  const auto matrices = x.unbind(0);
+  at::parallel_for(0, x.size(0), 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t n = first; n < last; ++n) {
+      const auto& matrix = matrices[static_cast<std::size_t>(n)];
+      for (std::int64_t i = 0; i < steps; ++i) {
+        const auto factor = as_factor(matrix, torch::kBFloat16);
+        auto polynomial = product(factor, factor.t());
+        const auto gram = as_factor(polynomial, torch::kBFloat16);
+        product_into(polynomial, gram, gram, kC, kB);
+        product_into(matrix, as_factor(polynomial, torch::kBFloat16), factor, 1.0, kA);
+      }
+    }
+  });
+  return x;
+}
+
 // Momentum, look-ahead, decay and step of one matrix in one pass.
 void update_on_host(const torch::Tensor& parameter, const torch::Tensor& orthogonal,
                     const torch::Tensor& momentum, const MuonUpdate& update) {
@@ -153,14 +175,30 @@ bool takes_host_kernel(const torch::Tensor& tensor) {
          tensor.is_contiguous();
 }
 
+NewtonSchulzDtype fastest_dtype(const torch::Device& device) {
+  if (device.is_cpu()) {
+    return has_rounded_products() ? NewtonSchulzDtype::kBfloat16
+           : has_half_products()  ? NewtonSchulzDtype::kFloat16
+                                  : NewtonSchulzDtype::kFloat32;
+  }
+  return choose_compute_dtype(ComputeDtype::kAuto, device) == torch::kBFloat16
+             ? NewtonSchulzDtype::kBfloat16
+             : NewtonSchulzDtype::kFloat32;
+}
+
 torch::Tensor orthogonalize_stack(const torch::Tensor& stack, const OrthogonalizeOptions& options) {
-  const bool on_host = stack.device().is_cpu() && stack.scalar_type() == torch::kFloat32 &&
-                       options.dtype != NewtonSchulzDtype::kBfloat16;
-  if (on_host && options.dtype == NewtonSchulzDtype::kFloat16 && has_half_products()) {
+  const bool on_host = stack.device().is_cpu() && stack.scalar_type() == torch::kFloat32;
+  const auto dtype =
+      options.dtype == NewtonSchulzDtype::kAuto ? fastest_dtype(stack.device()) : options.dtype;
+  if (on_host && dtype == NewtonSchulzDtype::kBfloat16 && has_rounded_products()) {
+    return rounded_newton_schulz(stack, options.steps);
+  }
+  if (on_host && dtype == NewtonSchulzDtype::kFloat16 && has_half_products()) {
     return half_newton_schulz(stack, options.steps);
   }
-  return on_host && options.symmetric ? symmetric_newton_schulz(stack, options.steps)
-                                      : newton_schulz(stack, options.steps, options.dtype);
+  return on_host && options.symmetric && dtype != NewtonSchulzDtype::kBfloat16
+             ? symmetric_newton_schulz(stack, options.steps)
+             : newton_schulz(stack, options.steps, dtype);
 }
 
 }  // namespace

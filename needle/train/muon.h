@@ -12,12 +12,15 @@
 namespace needle {
 
 // kFloat16: products of float16 with sums that end in float32 (model/kernels/half_product.h), more
-// exact than bfloat16; where the CPU has no such instructions, and elsewhere, float32.
-enum class NewtonSchulzDtype { kFloat32, kBfloat16, kFloat16 };
-inline constexpr EnumNames<NewtonSchulzDtype, 3> kNewtonSchulzDtypeNames{
+// exact than bfloat16; where the CPU has no such instructions, and elsewhere, float32. kAuto: the
+// fastest that the device has: bfloat16 with AMX (model/product.h) and on GPUs, else float16, else
+// float32.
+enum class NewtonSchulzDtype { kFloat32, kBfloat16, kFloat16, kAuto };
+inline constexpr EnumNames<NewtonSchulzDtype, 4> kNewtonSchulzDtypeNames{
     {{{NewtonSchulzDtype::kFloat32, "float32"},
       {NewtonSchulzDtype::kBfloat16, "bfloat16"},
-      {NewtonSchulzDtype::kFloat16, "float16"}}}};
+      {NewtonSchulzDtype::kFloat16, "float16"},
+      {NewtonSchulzDtype::kAuto, "auto"}}}};
 template <>
 struct EnumTable<NewtonSchulzDtype> {
   static constexpr const auto& value = kNewtonSchulzDtypeNames;
@@ -41,8 +44,8 @@ struct MuonConfig {
     visit("newton_schulz_steps", self.newton_schulz_steps, "Iterations of the orthogonalisation");
     visit("newton_schulz_dtype", self.newton_schulz_dtype,
           "float32 is exact to the reference; bfloat16 is faster where the hardware has it; "
-          "float16 is "
-          "faster on a CPU with AVX512-FP16, elsewhere float32");
+          "float16 is faster on a CPU with AVX512-FP16, elsewhere float32; auto takes the fastest "
+          "that the device has");
     visit(
         "symmetric_products", self.symmetric_products,
         "float32 and float16 on a CPU: of a symmetric product compute half; equal within rounding");

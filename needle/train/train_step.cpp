@@ -91,7 +91,8 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
   report.flops = muon_flops(model_->config(), optimizer_.config().muon.newton_schulz_steps);
   TokenLossOptions options{.z_loss = config_.loss.z_loss,
                            .pad_token_id = model_->config().pad_token_id,
-                           .block_rows = loss_block_rows(device_)};
+                           .block_rows = loss_block_rows(device_),
+                           .factors = model_->factor_dtype()};
   for (const Batch& batch : micro_batches) {
     report.flops += model_flops(model_->config(), work_of(batch));
     report.source_tokens += count_tokens(batch.source);

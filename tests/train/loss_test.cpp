@@ -102,6 +102,12 @@ TEST(TiedTokenLossTest, EqualsTheLossOfWholeLogitsWithItsGradients) {
     EXPECT_NEAR(tied.cross_entropy.item<double>(), plain.cross_entropy.item<double>(), 1e-5);
     EXPECT_NEAR(tied.z.item<double>(), plain.z.item<double>(), 1e-7);
     EXPECT_NEAR(tied.text_loss.item<double>(), plain.text_loss.item<double>(), 1e-5);
+    const auto rounded =
+        tied_token_loss(q.hidden.detach(), q.embedding.detach(), q.target, q.weights,
+                        {.block_rows = block, .factors = torch::kBFloat16});
+    EXPECT_NEAR(rounded.text_loss.item<double>(), plain.text_loss.item<double>(),
+                0.02 * plain.text_loss.item<double>());
+    EXPECT_NE(rounded.text_loss.item<double>(), tied.text_loss.item<double>());
     (3.0 * plain.text_loss).backward();
     (3.0 * tied.text_loss).backward();
     EXPECT_GT(largest(p.hidden.grad()), 0.0);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "needle/core/error.h"
+#include "needle/model/blas.h"
 #include "needle/model/kernels/half_product.h"
 
 #include "tests/train/golden_case.h"
@@ -67,6 +68,18 @@ TEST(OrthogonalizeTest, Bfloat16StaysNear) {
   EXPECT_GT(difference, 0.0);
   // Entries of 32 rows of unit length; bfloat16 keeps 8 bits, five steps of it stay within 5 %.
   EXPECT_LT(difference, 0.05 * std::sqrt(32.0));
+}
+
+TEST(OrthogonalizeTest, AutoIsTheFastestOfTheCpu) {
+  torch::manual_seed(8);
+  const auto gradient = torch::randn({40, 70});
+  const auto of = [&](NewtonSchulzDtype dtype) {
+    return orthogonalize({gradient}, {.dtype = dtype}).front();
+  };
+  const auto fastest = has_rounded_products() ? NewtonSchulzDtype::kBfloat16
+                       : has_half_products()  ? NewtonSchulzDtype::kFloat16
+                                              : NewtonSchulzDtype::kFloat32;
+  EXPECT_EQ(largest(of(NewtonSchulzDtype::kAuto) - of(fastest)), 0.0);
 }
 
 TEST(OrthogonalizeTest, Float16StaysNearerThanBfloat16WhereTheCpuHasIt) {
