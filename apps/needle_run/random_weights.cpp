@@ -54,7 +54,9 @@ void write_random_weights(const std::filesystem::path& config, const std::filesy
   Json header;
   header["model"] = to_json(model);
   WeightsFileWriter writer(model, header);
-  writer.add_tokenizer(model_proto_of_vocabulary(made_up_pieces(model.vocab_size)));
+  const auto tokenizer =
+      Tokenizer::from_bytes(model_proto_of_vocabulary(made_up_pieces(model.vocab_size)));
+  writer.add_tokenizer(tokenizer.model_bytes(), tokenizer.tables());
   Random random(1);
   for (const TensorSpec& spec : expected_tensors(model)) {
     std::int64_t count = 1;

@@ -66,7 +66,7 @@ void export_weights(const Needle& model, const Tokenizer& tokenizer, const Promp
   header["quantization"]["group_size"] = kGroupSize;
   header["provenance"] = provenance;
   WeightsFileWriter writer(config, std::move(header));
-  writer.add_tokenizer(tokenizer.model_bytes());
+  writer.add_tokenizer(tokenizer.model_bytes(), tokenizer.tables());
   const NamedTensors parameters = named_parameters(model);
   for (const TensorSpec& spec : expected_tensors(config)) {
     const auto found = parameters.find(spec.name);

@@ -358,6 +358,12 @@ std::string_view WeightsFile::tokenizer_model() const {
   return {reinterpret_cast<const char*>(data.data()), data.size()};
 }
 
+std::span<const std::byte> WeightsFile::vocabulary() const {
+  const WeightsSection* section = find(kVocabularySection);
+  return section == nullptr || section->type != SectionType::kBytes ? std::span<const std::byte>()
+                                                                    : bytes(*section);
+}
+
 const WeightsSection& WeightsFile::tensor(std::string_view name) const {
   const WeightsSection* section = find(name);
   if (section == nullptr || !is_tensor(section->type)) {
@@ -395,10 +401,15 @@ WeightsFileWriter::WeightsFileWriter(const ModelConfig& model, Json config) {
       {bytes.begin(), bytes.end()});
 }
 
-void WeightsFileWriter::add_tokenizer(std::string_view model_proto) {
+void WeightsFileWriter::add_tokenizer(std::string_view model_proto,
+                                      std::span<const std::byte> tables) {
   const auto bytes = std::as_bytes(std::span(model_proto));
   add({.name = std::string(kTokenizerSection), .type = SectionType::kBytes},
       {bytes.begin(), bytes.end()});
+  if (!tables.empty()) {
+    add({.name = std::string(kVocabularySection), .type = SectionType::kBytes},
+        {tables.begin(), tables.end()});
+  }
 }
 
 void WeightsFileWriter::add_tensor(std::string_view name, std::span<const float> values,

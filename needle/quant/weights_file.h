@@ -3,7 +3,8 @@
 // docs/file-format.md describes every byte.
 //
 // Sections: "config" (JSON: model, prompt, quantization, provenance), "tokenizer" (a SentencePiece
-// model) and one per parameter, named as the checkpoint's: encoder.layers.0.self_attn.gate.
+// model), "vocabulary" (its tables, needle/text/vocabulary.h) and one per parameter, named as the
+// checkpoint's: encoder.layers.0.self_attn.gate.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,7 @@ namespace needle {
 inline constexpr std::uint32_t kWeightsFileVersion = 1;
 inline constexpr std::string_view kConfigSection = "config";
 inline constexpr std::string_view kTokenizerSection = "tokenizer";
+inline constexpr std::string_view kVocabularySection = "vocabulary";
 
 enum class SectionType : std::uint32_t { kJson = 0, kBytes = 1, kF32 = 2, kInt8 = 3, kInt4 = 4 };
 inline constexpr EnumNames<SectionType, 5> kSectionTypeNames{{{{SectionType::kJson, "json"},
@@ -79,7 +81,8 @@ class WeightsFile {
 
   const Json& config() const { return config_; }  // the whole "config" section
   const ModelConfig& model_config() const { return model_config_; }
-  std::string_view tokenizer_model() const;  // empty if the file carries none
+  std::string_view tokenizer_model() const;       // empty if the file carries none
+  std::span<const std::byte> vocabulary() const;  // the tokenizer's tables; empty if there are none
 
   std::span<const float> vector(std::string_view name) const;  // a scalar is a vector of one
   MatrixView matrix(std::string_view name) const;
@@ -107,7 +110,8 @@ class WeightsFileWriter {
   // `config` becomes the "config" section; its member "model" must be `model`.
   WeightsFileWriter(const ModelConfig& model, Json config);
 
-  void add_tokenizer(std::string_view model_proto);
+  // `tables`: what Tokenizer::tables() says; without them, loading takes longer.
+  void add_tokenizer(std::string_view model_proto, std::span<const std::byte> tables = {});
   // One of expected_tensors(); a matrix in the encoding given, anything else as f32.
   // Throws needle::Error on an unknown name, a wrong number of values or a value that is not
   // finite.

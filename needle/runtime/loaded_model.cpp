@@ -9,12 +9,14 @@
 namespace needle::runtime {
 namespace {
 
-Tokenizer read_tokenizer(const WeightsFile& file) {
+Tokenizer read_tokenizer(const std::shared_ptr<const WeightsFile>& owner) {
+  const WeightsFile& file = *owner;
   const std::string where = file.path().string();
   if (file.tokenizer_model().empty()) {
     throw FormatError(format("{}: the file carries no tokenizer; export it again", where));
   }
-  Tokenizer tokenizer = Tokenizer::from_bytes(file.tokenizer_model(), where + " (tokenizer)");
+  Tokenizer tokenizer = Tokenizer::from_tables(file.tokenizer_model(), file.vocabulary(), owner,
+                                               where + " (tokenizer)");
   if (tokenizer.vocab_size() != file.model_config().vocab_size) {
     throw FormatError(format("{}: the tokenizer has {} pieces, the model {}", where,
                              tokenizer.vocab_size(), file.model_config().vocab_size));
@@ -44,7 +46,7 @@ Numerics usable(Numerics wanted) {
 
 struct LoadedModel::Impl {
   Impl(std::shared_ptr<const WeightsFile> file, const LoadOptions& options)
-      : tokenizer(read_tokenizer(*file)),
+      : tokenizer(read_tokenizer(file)),
         prompt(read_member<PromptConfig>(*file, "prompt").value_or(PromptConfig{})),
         calibration(read_member<Calibration>(*file, "calibration")),
         config(file->config()),

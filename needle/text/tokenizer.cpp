@@ -11,11 +11,12 @@
 #include "needle/text/bpe.h"
 #include "needle/text/model_proto.h"
 #include "needle/text/normalize.h"
+#include "needle/text/vocabulary.h"
 
 namespace needle {
 namespace {
 
-void check_special(std::span<const ModelProtoPiece> pieces, std::string_view where) {
+void check_special(const Vocabulary& vocabulary, std::string_view where) {
   struct Expected {
     TokenId id;
     PieceType type;
@@ -32,13 +33,13 @@ void check_special(std::span<const ModelProtoPiece> pieces, std::string_view whe
   }};
   for (const Expected& expected : kExpected) {
     const auto id = static_cast<std::size_t>(expected.id);
-    if (id >= pieces.size() || pieces[id].type != expected.type ||
-        (!expected.text.empty() && pieces[id].text != expected.text)) {
+    if (id >= vocabulary.size() || vocabulary.type(id) != expected.type ||
+        (!expected.text.empty() && vocabulary.piece(id) != expected.text)) {
       throw FormatError(format(
           "{}: piece {} must be the {} symbol{}{}, but it is '{}'; expected the ids pad 0, eos 1, "
           "bos 2, unk 3, <tool_call> 4, <tools> 5",
           where, id, expected.role, expected.text.empty() ? "" : " ", expected.text,
-          id < pieces.size() ? pieces[id].text : std::string_view("missing")));
+          id < vocabulary.size() ? vocabulary.piece(id) : std::string_view("missing")));
     }
   }
 }
@@ -79,30 +80,43 @@ bool begins_character(std::string_view begun) {
 }  // namespace
 
 struct Tokenizer::Impl {
+  // Copies the model and makes its tables.
   Impl(std::string_view model_proto, std::string_view where)
-      : bytes(model_proto), model(read_model_proto(bytes, where)), bpe(model.pieces) {
-    check_special(model.pieces, where);
+      : own_bytes(model_proto),
+        own_tables(make_vocabulary(own_bytes, where)),
+        vocabulary(*Vocabulary::view(own_tables, own_bytes, where)) {
+    check_special(vocabulary, where);
+  }
+  // Uses both where they lie.
+  Impl(const Vocabulary& stored, std::span<const std::byte> tables,
+       std::shared_ptr<const void> keep_alive, std::string_view where)
+      : owner(std::move(keep_alive)), stored_tables(tables), vocabulary(stored) {
+    check_special(vocabulary, where);
   }
 
-  std::string bytes;
-  ModelProto model;  // views into bytes
-  Bpe bpe;
+  std::string own_bytes;  // either these two,
+  std::vector<std::byte> own_tables;
+  std::shared_ptr<const void> owner;  // or what holds them elsewhere
+  std::span<const std::byte> stored_tables = own_tables;
+  Vocabulary vocabulary;
+  Bpe bpe{vocabulary};
 
   NormalizedText normalized(std::string_view text, SpecialText special, bool want_origins) const {
     NEEDLE_CHECK(text.size() < kMaxTextBytes, "cannot encode a text of {} bytes; the limit is {}",
                  text.size(), kMaxTextBytes);
     return normalize(text, bpe.symbols(),
-                     {.add_dummy_prefix = model.add_dummy_prefix,
-                      .remove_extra_whitespaces = model.remove_extra_whitespaces,
+                     {.add_dummy_prefix = vocabulary.head->add_dummy_prefix != 0,
+                      .remove_extra_whitespaces = removes_extra_whitespaces(),
                       .special = special == SpecialText::kSpecial,
                       .want_origins = want_origins});
   }
   bool drops_first_space() const {
-    return model.add_dummy_prefix || model.remove_extra_whitespaces;
+    return vocabulary.head->add_dummy_prefix != 0 || removes_extra_whitespaces();
   }
+  bool removes_extra_whitespaces() const { return vocabulary.head->remove_extra_whitespaces != 0; }
   void check_id(TokenId id) const {
-    NEEDLE_CHECK(id >= 0 && static_cast<std::size_t>(id) < model.pieces.size(),
-                 "token {} is outside the vocabulary of {}", id, model.pieces.size());
+    NEEDLE_CHECK(id >= 0 && static_cast<std::size_t>(id) < vocabulary.size(),
+                 "token {} is outside the vocabulary of {}", id, vocabulary.size());
   }
 };
 
@@ -113,6 +127,17 @@ Tokenizer Tokenizer::load(const std::filesystem::path& path) {
 Tokenizer Tokenizer::from_bytes(std::string_view model_proto, std::string_view where) {
   Tokenizer tokenizer;
   tokenizer.impl_ = std::make_shared<const Impl>(model_proto, where);
+  return tokenizer;
+}
+
+Tokenizer Tokenizer::from_tables(std::string_view model_proto, std::span<const std::byte> tables,
+                                 std::shared_ptr<const void> owner, std::string_view where) {
+  const auto vocabulary = Vocabulary::view(tables, model_proto, where);
+  if (!vocabulary) {
+    return from_bytes(model_proto, where);
+  }
+  Tokenizer tokenizer;
+  tokenizer.impl_ = std::make_shared<const Impl>(*vocabulary, tables, std::move(owner), where);
   return tokenizer;
 }
 
@@ -162,22 +187,23 @@ TextDecoder::TextDecoder(const Tokenizer& tokenizer, std::size_t most_bytes)
 void TextDecoder::add(TokenId id) {
   const Tokenizer::Impl& impl = *tokenizer_.impl_;
   impl.check_id(id);
-  const ModelProtoPiece& piece = impl.model.pieces[static_cast<std::size_t>(id)];
-  if (piece.type == PieceType::kByte) {
-    pending_[pending_count_++] = static_cast<char>(byte_piece_value(piece.text));
+  const std::string_view piece = impl.vocabulary.piece(static_cast<std::size_t>(id));
+  const PieceType type = impl.vocabulary.type(static_cast<std::size_t>(id));
+  if (type == PieceType::kByte) {
+    pending_[pending_count_++] = static_cast<char>(byte_piece_value(piece));
     settle(/*more_may_come=*/true);
     return;
   }
   settle(/*more_may_come=*/false);  // only bytes that follow one another make characters
   at_start_ = at_start_ && text_.empty();
-  if (piece.type == PieceType::kUnknown) {
-    const std::string& shown = impl.model.unk_surface;  // may be anything
-    text_ += is_valid_utf8(shown) ? shown : replace_invalid_utf8(shown);
-  } else if (piece.type != PieceType::kControl) {
-    std::string_view shown = piece.text;
+  if (type == PieceType::kUnknown) {
+    const std::string_view shown = impl.vocabulary.unk_surface;  // may be anything
+    text_ += is_valid_utf8(shown) ? std::string(shown) : replace_invalid_utf8(shown);
+  } else if (type != PieceType::kControl) {
+    std::string_view shown = piece;
     if (at_start_ && shown.starts_with(kSpaceMark) && impl.drops_first_space()) {
       shown.remove_prefix(kSpaceMark.size());
-      at_start_ = impl.model.remove_extra_whitespaces;
+      at_start_ = impl.removes_extra_whitespaces();
     }
     append_unescaped(text_, shown);
   }
@@ -205,20 +231,22 @@ void TextDecoder::settle(bool more_may_come) {
 
 bool Tokenizer::round_trips(std::string_view text) const { return decode(encode(text)) == text; }
 
-TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->model.pieces.size()); }
+TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->vocabulary.size()); }
 
 std::string_view Tokenizer::piece(TokenId id) const {
   impl_->check_id(id);
-  return impl_->model.pieces[static_cast<std::size_t>(id)].text;
+  return impl_->vocabulary.piece(static_cast<std::size_t>(id));
 }
 
 PieceType Tokenizer::piece_type(TokenId id) const {
   impl_->check_id(id);
-  return impl_->model.pieces[static_cast<std::size_t>(id)].type;
+  return impl_->vocabulary.type(static_cast<std::size_t>(id));
 }
 
-std::string_view Tokenizer::model_bytes() const { return impl_->bytes; }
+std::string_view Tokenizer::model_bytes() const { return impl_->vocabulary.model; }
 
-std::string Tokenizer::fingerprint() const { return sha256_hex(std::string_view(impl_->bytes)); }
+std::span<const std::byte> Tokenizer::tables() const { return impl_->stored_tables; }
+
+std::string Tokenizer::fingerprint() const { return sha256_hex(model_bytes()); }
 
 }  // namespace needle

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -38,6 +39,12 @@ class Tokenizer {
   // Throws FormatError if the model cannot be read or its special ids are not ours.
   static Tokenizer load(const std::filesystem::path& path);
   static Tokenizer from_bytes(std::string_view model_proto, std::string_view where = "tokenizer");
+  // The same from the model and its tables(), both used where they lie: `owner` keeps them there.
+  // Tables of another version or of another model are not used, but made anew. Throws FormatError
+  // if the tables are damaged. They must lie at a multiple of 8 bytes.
+  static Tokenizer from_tables(std::string_view model_proto, std::span<const std::byte> tables,
+                               std::shared_ptr<const void> owner,
+                               std::string_view where = "tokenizer");
 
   std::vector<TokenId> encode(std::string_view text,
                               SpecialText special = SpecialText::kPlain) const;
@@ -56,7 +63,9 @@ class Tokenizer {
   PieceType piece_type(TokenId id) const;
 
   std::string_view model_bytes() const;  // the serialised SentencePiece model
-  std::string fingerprint() const;       // sha256 of model_bytes
+  // What from_tables() takes: making it took most of from_bytes' time. Native byte order.
+  std::span<const std::byte> tables() const;
+  std::string fingerprint() const;  // sha256 of model_bytes
 
  private:
   friend class TextDecoder;

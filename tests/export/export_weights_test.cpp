@@ -94,6 +94,7 @@ TEST_F(ExportTest, FileHoldsWhatServingNeeds) {
   const WeightsFile file(path_);
   EXPECT_EQ(file.model_config(), config_);
   EXPECT_EQ(file.tokenizer_model(), tokenizer_.model_bytes());
+  EXPECT_TRUE(std::ranges::equal(file.vocabulary(), tokenizer_.tables()));
   EXPECT_EQ(from_json<PromptConfig>(file.config().at("prompt"), "prompt").max_enc_len, 77);
   EXPECT_EQ(file.config().at("quantization").at("embedding"), "int4");
   EXPECT_EQ(file.config().at("provenance").at("source"), "a test");

@@ -202,7 +202,7 @@ TEST_F(NeedleExportIntegration, InspectKnowsEveryKindOfFile) {
   const Json& weights = found.at("weights file");
   const Json& checkpoint = found.at("checkpoint");
   EXPECT_EQ(weights.at("config").at("model"), checkpoint.at("config").at("model"));
-  EXPECT_EQ(weights.at("tensors").size(), checkpoint.at("tensors").size() + 2);
+  EXPECT_EQ(weights.at("tensors").size(), checkpoint.at("tensors").size() + 3);
   const auto text = run("needle-export", {"inspect", at("model.needle")});
   EXPECT_THAT(text.out, HasSubstr("decoder.layers.0.cross_attn.attention.v_proj.weight"));
 }

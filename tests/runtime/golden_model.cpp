@@ -7,6 +7,7 @@
 #include "needle/core/fields.h"
 #include "needle/core/safetensors.h"
 #include "needle/quant/released_params.h"
+#include "needle/text/tokenizer.h"
 
 #include "tests/support/golden.h"
 
@@ -144,7 +145,7 @@ void write_weights(const std::filesystem::path& path, const ModelConfig& config,
   header["model"] = to_json(config);
   WeightsFileWriter writer(config, header);
   if (!tokenizer.empty()) {
-    writer.add_tokenizer(tokenizer);
+    writer.add_tokenizer(tokenizer, Tokenizer::from_bytes(tokenizer).tables());
   }
   for (const auto& [name, values] : parameters) {
     writer.add_tensor(name, values, encoding);

@@ -110,6 +110,38 @@ TEST_F(LoadedModelTest, MemoryIsAsGoodAsAFile) {
   EXPECT_THROW(LoadedModel::load_memory({}), FormatError);
 }
 
+// The same file with other tables of the tokenizer, or with none.
+void write_with_tables(const std::string& from, const std::string& to,
+                       std::span<const std::byte> tables) {
+  const WeightsFile file(from);
+  WeightsFileWriter writer(file.model_config(), file.config());
+  writer.add_tokenizer(file.tokenizer_model(), tables);
+  for (const WeightsSection& section : file.sections()) {
+    if (section.type != SectionType::kJson && section.type != SectionType::kBytes) {
+      writer.add_section(file, section);
+    }
+  }
+  writer.write(to);
+}
+
+TEST_F(LoadedModelTest, TablesOfTheTokenizerAreUsedInTheFileAndMayBeMissing) {
+  const LoadedModel model = LoadedModel::load(file_);
+  const std::string expected = model.call(request("WAKE ME")).text;
+  const std::span<const std::byte> stored = model.engine().model().file->vocabulary();
+  EXPECT_EQ(model.tokenizer().tables().data(), stored.data()) << "they were copied";
+  // As files were before there were tables.
+  const std::string old = folder_ / "old.needle";
+  write_with_tables(file_, old, {});
+  EXPECT_EQ(LoadedModel::load(old).call(request("WAKE ME")).text, expected);
+  // A tokenizer may outlive its model: it keeps the file.
+  const Tokenizer kept = [&] { return LoadedModel::load(file_).tokenizer(); }();
+  EXPECT_EQ(kept.encode("WAKE ME"), model.tokenizer().encode("WAKE ME"));
+  std::vector<std::byte> damaged(stored.begin(), stored.end());
+  damaged.resize(damaged.size() - 1);
+  write_with_tables(file_, old, damaged);
+  EXPECT_THROW(LoadedModel::load(old), FormatError);
+}
+
 TEST_F(LoadedModelTest, ChecksumsCanBeSkipped) {
   std::string bytes = read_file(file_);
   bytes[bytes.size() - 4096] = static_cast<char>(bytes[bytes.size() - 4096] ^ 1);

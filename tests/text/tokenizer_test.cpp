@@ -1,8 +1,12 @@
 #include "needle/text/tokenizer.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -279,6 +283,83 @@ TEST(TokenizerTest, SurvivesDamagedModels) {
     }
   }
   EXPECT_GT(refused, 100);
+}
+
+// What a weights file holds, at a multiple of 8 bytes and no longer than it says.
+std::vector<std::byte> copy_of(std::span<const std::byte> tables) {
+  return {tables.begin(), tables.end()};
+}
+
+TEST(TokenizerTest, UsesStoredTablesWhereTheyLie) {
+  const auto bytes = std::make_shared<const std::string>(read_file(golden_model()));
+  const Tokenizer built = Tokenizer::from_bytes(*bytes);
+  const auto tables = std::make_shared<const std::vector<std::byte>>(copy_of(built.tables()));
+  const auto owner = std::make_shared<std::pair<decltype(bytes), decltype(tables)>>(bytes, tables);
+  const Tokenizer stored = Tokenizer::from_tables(*bytes, *tables, owner);
+  EXPECT_EQ(stored.tables().data(), tables->data());
+  EXPECT_EQ(stored.model_bytes().data(), bytes->data());
+  EXPECT_EQ(owner.use_count(), 2);
+  EXPECT_EQ(stored.fingerprint(), built.fingerprint());
+  ASSERT_EQ(stored.vocab_size(), built.vocab_size());
+  for (TokenId id = 0; id < built.vocab_size(); ++id) {
+    EXPECT_EQ(stored.piece(id), built.piece(id));
+    EXPECT_EQ(stored.piece_type(id), built.piece_type(id));
+  }
+  Random random(11);
+  for (int i = 0; i < 300; ++i) {
+    const std::string text = random_text(random, true);
+    EXPECT_EQ(stored.encode(text), built.encode(text)) << text;
+    EXPECT_EQ(stored.decode(built.encode(text)), built.decode(built.encode(text)));
+  }
+}
+
+TEST(TokenizerTest, MakesTablesAnewThatAreNotOfThisModelAndVersion) {
+  const std::string bytes = read_file(golden_model());
+  const Tokenizer built = Tokenizer::from_bytes(bytes);
+  auto later = copy_of(built.tables());
+  later[0] = std::byte{99};
+  std::vector<VocabularyPiece> pieces;
+  for (const ModelProtoPiece& piece : read_model_proto(bytes, "golden").pieces) {
+    pieces.push_back({.text = std::string(piece.text), .score = piece.score});
+  }
+  const std::string same_pieces = model_proto_of_vocabulary(pieces);
+  ASSERT_NE(same_pieces, bytes);
+  for (const Tokenizer& tokenizer :
+       {Tokenizer::from_tables(bytes, later, nullptr), Tokenizer::from_tables(bytes, {}, nullptr),
+        Tokenizer::from_tables(same_pieces, built.tables(), nullptr)}) {
+    EXPECT_NE(tokenizer.tables().data(), later.data());
+    EXPECT_NE(tokenizer.tables().data(), built.tables().data());
+    EXPECT_EQ(tokenizer.encode("set a timer"), built.encode("set a timer"));
+  }
+}
+
+// Random changes of bytes: refused, or something is encoded, if not rightly; never a crash.
+TEST(TokenizerTest, SurvivesDamagedTables) {
+  const std::string bytes = read_file(golden_model());
+  const Tokenizer built = Tokenizer::from_bytes(bytes);
+  Random random(12);
+  int refused = 0;
+  for (int i = 0; i < 2000; ++i) {
+    auto damaged = copy_of(built.tables());
+    const auto size = static_cast<std::uint32_t>(damaged.size());
+    if (i % 8 == 0) {
+      damaged.resize(24 + random.below(size - 24));
+    } else {
+      for (std::uint32_t k = random.below(4) + 1; k > 0; --k) {  // not the version nor the model
+        const std::uint32_t at = i % 2 == 0 ? random.below(24) + 24 : random.below(size - 24) + 24;
+        damaged[at] = static_cast<std::byte>(random.below(256));
+      }
+    }
+    try {
+      const Tokenizer tokenizer = Tokenizer::from_tables(bytes, damaged, nullptr);
+      const auto ids =
+          tokenizer.encode("set a timer {\"name\":\"x\"} \xF0\x9F\x8E\x89", SpecialText::kSpecial);
+      EXPECT_TRUE(is_valid_utf8(tokenizer.decode(ids)));
+    } catch (const FormatError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 500);
 }
 
 TEST(TokenizerTest, AVocabularyWithScoresIsTheModelThatItCameFrom) {
