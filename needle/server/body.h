@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "needle/calls/json_value.h"
-#include "needle/server/limits.h"
 
 namespace needle {
 
@@ -21,10 +20,6 @@ std::optional<std::string> read_string(const JsonValue& object, std::string_view
 std::optional<bool> read_bool(const JsonValue& object, std::string_view key);
 std::optional<std::int64_t> read_integer(const JsonValue& object, std::string_view key,
                                          std::int64_t least, std::int64_t most);
-
-// A list of tools in any style that parse_tools reads, compact; checked against the limits, names
-// unique. "[]" if absent.
-std::string read_tools(const JsonValue& body, const ServerLimits& limits);
 
 // Members of the body that are not in `known`, in their order.
 std::vector<std::string> unknown_fields(const JsonValue& body,

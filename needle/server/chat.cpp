@@ -62,7 +62,17 @@ struct Service::Completion {
     }
     std::string text;
     bool stopped = false;
-    request.call.cancelled = [&] { return Clock::now() >= deadline || client_gone(); };
+    // Asked at every token: too often to ask the system each time.
+    auto next_look = Clock::now();
+    request.call.cancelled = [&, next_look]() mutable {
+      const auto now = Clock::now();
+      if (now < next_look) {
+        return false;
+      }
+      const bool over = now >= deadline || client_gone();
+      next_look = over ? now : now + std::chrono::milliseconds(1);
+      return over;
+    };
     if (on_text || !request.stop.empty()) {
       request.call.on_text = [&](std::string_view piece) {
         text += piece;
@@ -95,7 +105,7 @@ HttpReply Service::chat(const HttpRequest& http) {
   work->deadline = arrived + std::chrono::milliseconds(options_.limits.deadline_ms);
   JsonValue body = parse_body(http.body);
   const bool from_shelf = offer_shelf(body, options_.shelf);
-  work->request = parse_chat_request(body, options_.limits);
+  work->request = parse_chat_request(body, options_.limits, tool_reader_);
   work->served = models_.open(work->request.model);
   work->client_gone = http.client_gone;
   work->head = {.id = format("chatcmpl-{}x{}", run_id_, ++requests_),

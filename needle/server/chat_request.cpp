@@ -4,7 +4,6 @@
 #include <array>
 #include <utility>
 
-#include "needle/calls/tool.h"
 #include "needle/server/api_error.h"
 #include "needle/server/body.h"
 
@@ -87,9 +86,8 @@ std::string named_tool(const JsonValue& choice, const std::string& path) {
 }
 
 // Leaves those tools that are named.
-std::string only_tools(const std::string& tools_json, const std::vector<std::string>& names) {
+std::string only_tools(const std::vector<Tool>& tools, const std::vector<std::string>& names) {
   JsonValue::Array kept;
-  const auto tools = parse_tools_text(tools_json);
   for (const std::string& name : names) {
     const auto found = std::ranges::find(tools, name, &Tool::name);
     if (found == tools.end()) {
@@ -123,8 +121,7 @@ void read_tool_choice(const JsonValue& body, ChatRequest& request) {
   }
   const std::string type = read_string(*choice, "type").value_or("");
   if (type == "function") {
-    request.call.tools_json =
-        only_tools(request.call.tools_json, {named_tool(*choice, "tool_choice")});
+    request.call.tools_json = only_tools(request.sent->tools, {named_tool(*choice, "tool_choice")});
     request.call.calls.min_calls = 1;
     return;
   }
@@ -138,7 +135,7 @@ void read_tool_choice(const JsonValue& body, ChatRequest& request) {
   for (const JsonValue& tool : tools->items()) {
     names.push_back(named_tool(tool, "tool_choice.allowed_tools.tools"));
   }
-  request.call.tools_json = only_tools(request.call.tools_json, names);
+  request.call.tools_json = only_tools(request.sent->tools, names);
   apply_mode(read_string(*allowed, "mode").value_or("auto"), request);
 }
 
@@ -260,14 +257,14 @@ void read_numbers(const JsonValue& body, const ServerLimits& limits, ChatRequest
 
 }  // namespace
 
-ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits) {
+ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits,
+                               ToolReader& tools) {
   ChatRequest request;
   request.model = read_string(body, "model").value_or("");
   read_messages(body, limits, request);
-  request.call.tools_json = read_tools(body, limits);
-  for (const Tool& tool : parse_tools_text(request.call.tools_json)) {
-    request.call.strict |= read_bool(tool.declared, "strict").value_or(false);
-  }
+  request.sent = tools.read(body);
+  request.call.tools_json = request.sent->json;
+  request.call.strict = request.sent->strict;
   read_tool_choice(body, request);
   read_response_format(body, request);
   if (!read_bool(body, "parallel_tool_calls").value_or(true)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,14 +11,16 @@
 #include "needle/calls/json_value.h"
 #include "needle/decode/generate.h"
 #include "needle/server/limits.h"
+#include "needle/server/tool_reader.h"
 
 namespace needle {
 
 struct ChatRequest {
-  std::string model;              // "" is the server's first
-  CallRequest call;               // query, tools and every setting of the decoder
-  std::vector<std::string> stop;  // the answer ends before the first of them
-  std::int64_t choices = 1;       // n
+  std::string model;                      // "" is the server's first
+  CallRequest call;                       // query, tools and every setting of the decoder
+  std::shared_ptr<const ReadTools> sent;  // all tools of the request; `call` may have fewer
+  std::vector<std::string> stop;          // the answer ends before the first of them
+  std::int64_t choices = 1;               // n
   bool stream = false;
   bool include_usage = false;   // a last chunk with the token counts
   bool answer_nothing = false;  // tool_choice "none": no model is asked
@@ -29,6 +32,7 @@ struct ChatRequest {
 
 // Throws ApiError 400 for what cannot be honoured: nothing that would change the answer is ignored.
 // `seed` is honoured as it is: decoding is deterministic.
-ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits);
+ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits,
+                               ToolReader& tools);
 
 }  // namespace needle

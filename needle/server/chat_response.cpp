@@ -81,8 +81,10 @@ JsonValue problems_json(const ChatRequest& request, const CallResult& result) {
   if (!request.call.response_schema.empty()) {
     return list;
   }
-  const std::vector<Tool> tools = parse_tools_text(request.call.tools_json);
-  for (const CallProblem& problem : validate_calls(complete_calls(result.text), tools)) {
+  const bool all = request.sent != nullptr && request.sent->json == request.call.tools_json;
+  const auto fewer = all ? std::vector<Tool>() : parse_tools_text(request.call.tools_json);
+  for (const CallProblem& problem :
+       validate_calls(complete_calls(result.text), all ? request.sent->tools : fewer)) {
     list.items().push_back(
         JsonValue::object({{"path", text(problem.path)}, {"message", text(problem.message)}}));
   }

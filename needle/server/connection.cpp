@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -47,6 +48,7 @@ bool Connection::receive() {
 }
 
 Connection::Head Connection::wait_for_head() {
+  send_held();
   buffer_.erase(0, read_);
   read_ = 0;
   const auto idle_until = Clock::now() + std::chrono::milliseconds(limits_.idle_ms);
@@ -75,6 +77,7 @@ Connection::Head Connection::wait_for_head() {
   // Chunks have heads of their own, hence twice.
   budget_ = end + 4 + 2 * limits_.body_bytes;
   deadline_ = Clock::now() + std::chrono::milliseconds(limits_.slow_client_ms);
+  hold_ = true;
   return Head::kWhole;
 }
 
@@ -106,6 +109,7 @@ ssize_t Connection::read(char* bytes, std::size_t size) {
   if (read_ == buffer_.size()) {
     buffer_.clear();
     read_ = 0;
+    send_held();  // "100 Continue", without which the body does not come
     slow = !wait(POLLIN, deadline_);
     if (slow || !receive()) {
       return -1;
@@ -122,6 +126,24 @@ ssize_t Connection::read(char* bytes, std::size_t size) {
 }
 
 ssize_t Connection::write(const char* bytes, std::size_t size) {
+  if (hold_) {
+    hold_ = false;
+    held_.assign(bytes, size);
+    return static_cast<ssize_t>(size);
+  }
+  if (held_.empty()) {
+    return send_all(bytes, size) ? static_cast<ssize_t>(size) : -1;
+  }
+  held_.append(bytes, size);
+  return send_held() ? static_cast<ssize_t>(size) : -1;
+}
+
+bool Connection::send_held() {
+  const std::string held = std::exchange(held_, {});
+  return send_all(held.data(), held.size());
+}
+
+bool Connection::send_all(const char* bytes, std::size_t size) {
   const auto until = Clock::now() + std::chrono::milliseconds(limits_.slow_client_ms);
   std::size_t sent = 0;
   while (sent < size) {
@@ -129,13 +151,14 @@ ssize_t Connection::write(const char* bytes, std::size_t size) {
     if (count > 0) {
       sent += static_cast<std::size_t>(count);
     } else if ((errno != EAGAIN && errno != EINTR) || !wait(POLLOUT, until)) {
-      return -1;
+      return false;
     }
   }
-  return static_cast<ssize_t>(size);
+  return true;
 }
 
 void Connection::finish() {
+  send_held();
   ::shutdown(socket_, SHUT_WR);
   const auto until = Clock::now() + std::chrono::seconds(1);
   do {

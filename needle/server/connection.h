@@ -47,6 +47,8 @@ class Connection final : public httplib::Stream {
   using Clock = std::chrono::steady_clock;
   bool wait(short events, Clock::time_point until) const;
   bool receive();  // more bytes into the buffer; false at the end
+  bool send_all(const char* bytes, std::size_t size);
+  bool send_held();
 
   int socket_;
   const ServerLimits& limits_;
@@ -55,6 +57,10 @@ class Connection final : public httplib::Stream {
   std::size_t read_ = 0;    // of the buffer
   std::size_t budget_ = 0;  // bytes that the request may still have
   Clock::time_point deadline_;
+  // A reply's first piece, which is its head, goes out with the second: one packet and one waking
+  // of the client instead of two.
+  bool hold_ = false;
+  std::string held_;
 };
 
 }  // namespace needle

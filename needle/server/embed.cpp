@@ -7,7 +7,6 @@
 #include <span>
 #include <utility>
 
-#include "needle/calls/tool.h"
 #include "needle/decode/retrieve.h"
 #include "needle/server/api_error.h"
 #include "needle/server/body.h"
@@ -173,16 +172,15 @@ HttpReply Service::rank(const HttpRequest& http) {
     throw bad_request("query",
                       format("expected a text of 1 to {} bytes", options_.limits.query_bytes));
   }
-  const std::string tools_json = read_tools(body, options_.limits);
-  const auto names = parse_tools_text(tools_json);
-  if (names.empty()) {
+  const auto read = tool_reader_.read(body);
+  if (read->tools.empty()) {
     throw bad_request("tools", "expected at least one tool");
   }
-  const auto top = read_integer(body, "top_k", 1, 1 << 20).value_or(std::ssize(names));
+  const auto top = read_integer(body, "top_k", 1, 1 << 20).value_or(std::ssize(read->tools));
   const Admission::Ticket ticket = enter(http, deadline);
 
   const auto escapes = served->model.prompt_config().json_escapes;
-  const auto texts = tool_texts(tools_json, escapes);
+  const auto texts = tool_texts(read->json, escapes);
   const RetrieveOptions retrieve{.json_escapes = escapes};
   std::vector<std::vector<float>> embeddings;
   for (const std::string& text : texts) {
@@ -197,7 +195,7 @@ HttpReply Service::rank(const HttpRequest& http) {
   for (const RankedTool& tool : index.rank(query, static_cast<std::size_t>(top))) {
     data.items().push_back(
         JsonValue::object({{"index", JsonValue::integer(static_cast<std::int64_t>(tool.index))},
-                           {"name", JsonValue::string(names[tool.index].name)},
+                           {"name", JsonValue::string(read->tools[tool.index].name)},
                            {"score", JsonValue::number(tool.score)}}));
   }
   JsonValue reply = JsonValue::object();

@@ -12,6 +12,7 @@
 #include "needle/server/body.h"
 #include "needle/server/chat_response.h"
 #include "needle/server/json_rpc.h"
+#include "needle/server/tool_reader.h"
 
 namespace needle {
 namespace {
@@ -221,9 +222,9 @@ JsonValue McpRouter::route(const JsonValue& arguments, const std::function<bool(
   }
   const bool own = arguments.find("tools") != nullptr;
   const auto served = models_.open(options_.model);
-  const ToolShelf::Choice choice =
-      shelf_.fitting(*served, request.query,
-                     own ? read_tools(arguments, options_.limits) : write_compact(shelf_.tools()));
+  const ToolShelf::Choice choice = shelf_.fitting(
+      *served, request.query,
+      own ? read_tools(arguments, options_.limits).json : write_compact(shelf_.tools()));
   request.tools_json = choice.tools_json;
   if (choice.tools_json == "[]") {
     throw bad_request("tools", choice.left_out > 0

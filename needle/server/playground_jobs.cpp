@@ -10,6 +10,7 @@
 #include "needle/server/endpoint_rows.h"
 #include "needle/server/job_rows.h"
 #include "needle/server/playground.h"
+#include "needle/server/tool_reader.h"
 #include "needle/server/zip_writer.h"
 
 namespace needle {
@@ -90,8 +91,9 @@ HttpReply Playground::add_job(const HttpRequest& request, const Parts&) {
 std::string Playground::add_made_job(const std::string& kind, const JsonValue& body,
                                      const std::string& name) {
   const JsonValue& source = source_of(body);
-  const std::string tools = read_tools(body, options_.limits);
-  if (tools == "[]") {
+  const ReadTools read = read_tools(body, options_.limits);
+  const std::string& tools = read.json;
+  if (read.tools.empty()) {
     throw bad_request("tools", "no tools: rows are made from them");
   }
   const auto count = read_integer(source, "count", 1, kMaxMadeRows).value_or(2000);
@@ -113,8 +115,7 @@ std::string Playground::add_made_job(const std::string& kind, const JsonValue& b
   return jobs_.create_slowly(
       name, {{"kind", kind}, {"count", count}, {"url", endpoint.url}, {"model", endpoint.model}},
       tools,
-      [endpoint, count, list = parse_tools_text(tools)](AtomicFileWriter& rows,
-                                                        const FinetuneJobs::Stop& stop) {
+      [endpoint, count, list = read.tools](AtomicFileWriter& rows, const FinetuneJobs::Stop& stop) {
         return write_endpoint_rows(
             rows, {.endpoint = endpoint, .tools = list, .count = count, .stop = stop});
       });

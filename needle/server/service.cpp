@@ -86,6 +86,7 @@ Service::Service(ModelStore& models, ServiceOptions options)
     : models_(models),
       options_(std::move(options)),
       admission_(options_.running, options_.waiting),
+      tool_reader_(options_.limits),
       run_id_(format("{}", std::random_device()())) {}
 
 bool Service::is_extension(const HttpRequest& request) const {

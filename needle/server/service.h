@@ -14,6 +14,7 @@
 #include "needle/server/metrics.h"
 #include "needle/server/model_store.h"
 #include "needle/server/route_extension.h"
+#include "needle/server/tool_reader.h"
 #include "needle/server/tool_shelf.h"
 
 namespace needle {
@@ -67,6 +68,7 @@ class Service {
   ModelStore& models_;
   ServiceOptions options_;
   Admission admission_;
+  ToolReader tool_reader_;
   Metrics metrics_;
   std::atomic<std::uint64_t> requests_ = 0;
   std::string run_id_;  // differs between runs, so that ids do

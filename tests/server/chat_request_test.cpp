@@ -12,17 +12,20 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+ChatRequest parse_whole(const std::string& body) {
+  ToolReader tools({});
+  return parse_chat_request(parse_body(body), {}, tools);
+}
+
 ChatRequest parse(const std::string& fields) {
-  return parse_chat_request(
-      parse_body(
-          R"({"messages":[{"role":"user","content":"hi"}],"tools":[{"name":"a"},{"name":"b"}])" +
-          (fields.empty() ? "" : "," + fields) + "}"),
-      {});
+  return parse_whole(
+      R"({"messages":[{"role":"user","content":"hi"}],"tools":[{"name":"a"},{"name":"b"}])" +
+      (fields.empty() ? "" : "," + fields) + "}");
 }
 
 std::string refusal(const std::string& body) {
   try {
-    parse_chat_request(parse_body(body), {});
+    parse_whole(body);
   } catch (const ApiError& error) {
     EXPECT_EQ(error.status(), 400);
     return error.what();
@@ -36,12 +39,10 @@ std::string refused_field(const std::string& fields) {
 }
 
 TEST(ChatRequestTest, TheLastMessageIsTheQueryAndEarlierOnesAreListedBack) {
-  const ChatRequest request = parse_chat_request(
-      parse_body(
-          R"({"messages":[{"role":"system","content":"be brief"},)"
-          R"({"role":"user","content":[{"type":"text","text":"wake "},{"type":"text","text":"me"}]}],)"
-          R"("user":"u1"})"),
-      {});
+  const ChatRequest request = parse_whole(
+      R"({"messages":[{"role":"system","content":"be brief"},)"
+      R"({"role":"user","content":[{"type":"text","text":"wake "},{"type":"text","text":"me"}]}],)"
+      R"("user":"u1"})");
   EXPECT_EQ(request.call.query, "wake me");
   EXPECT_EQ(request.call.tools_json, "[]");
   EXPECT_THAT(request.ignored, ElementsAre("messages[0] (\"system\")", "user"));
