@@ -10,6 +10,7 @@ namespace needle {
 namespace {
 
 constexpr std::size_t kMostForcedBytes = 4096;
+constexpr std::size_t kUsualForcedBytes = 512;
 constexpr std::size_t kRecentTokens = 3;
 constexpr std::size_t kMostContinuations = 48;  // of a forced text, that are told apart
 
@@ -26,7 +27,31 @@ GrammarConstraint::GrammarConstraint(std::shared_ptr<const Grammar> grammar, Tok
       machine_(grammar_, limits, grounded_values(*grammar_, query)),
       threads_(machine_.start()),
       allowed_(grammar_->trie().vocab_size()),
-      by_depth_(grammar_->trie().longest() + 2) {}
+      by_depth_(grammar_->trie().longest() + 2) {
+  reserve();
+}
+
+// Room for what answers need as a rule, so that their tokens allocate nothing.
+void GrammarConstraint::reserve() {
+  constexpr std::size_t kUsualThreads = 16;
+  const std::size_t longest = grammar_->trie().longest();
+  for (Threads* threads : {&threads_, &next_, &behind_}) {
+    threads->reserve(kUsualThreads);
+  }
+  for (Threads& threads : by_depth_) {
+    threads.reserve(kUsualThreads);
+  }
+  recent_.reserve(kRecentTokens);
+  forced_.reserve(kUsualForcedBytes);
+  found_.reserve(kMostContinuations + 2);
+  text_.reserve(kUsualForcedBytes);
+  whole_.reserve(kUsualForcedBytes + kToolCallPiece.size() + (kRecentTokens + 1) * longest);
+  spelled_.reserve(whole_.capacity());
+  continuations_.resize(kMostContinuations + 1);
+  for (std::string& continuation : continuations_) {
+    continuation.reserve(longest);
+  }
+}
 
 std::int64_t GrammarConstraint::min_tokens() const {
   return machine_.tokens_to_end(threads_) + (started_ ? 0 : 1);
@@ -46,10 +71,9 @@ void GrammarConstraint::accept(TokenId token) {
   const TokenTrie& trie = grammar_->trie();
   NEEDLE_CHECK(token >= 0 && token < trie.vocab_size() && !trie.text(token).empty(),
                "token {} adds nothing to an answer", token);
-  Threads next;
   for (const char byte : trie.text(token)) {
-    machine_.step(threads_, static_cast<std::uint8_t>(byte), next);
-    threads_.swap(next);
+    machine_.step(threads_, static_cast<std::uint8_t>(byte), next_);
+    threads_.swap(next_);
   }
   NEEDLE_CHECK(!threads_.empty(), "token {} does not fit the grammar here", token);
   if (recent_.size() == kRecentTokens) {
@@ -124,12 +148,11 @@ std::span<const TokenId> GrammarConstraint::forced(std::int64_t /*tokens_left*/)
     return forced_;
   }
   const GrammarMachine::Mark before = machine_.mark();
-  Threads behind = threads_;
-  const std::string text = forced_text(behind);
-  if (!text.empty()) {
-    const std::vector<std::string> more = continuations(text, behind);
+  follow_forced_text();
+  if (!text_.empty()) {
+    find_continuations();
     for (std::size_t known = recent_.size() + 1; known-- > 0;) {
-      if (spell(text, std::span(recent_).last(known), more)) {
+      if (spell(std::span(recent_).last(known))) {
         break;
       }
     }
@@ -138,64 +161,65 @@ std::span<const TokenId> GrammarConstraint::forced(std::int64_t /*tokens_left*/)
   return forced_;
 }
 
-// All that comes before the next choice; `behind` becomes the threads there.
-std::string GrammarConstraint::forced_text(Threads& behind) {
-  std::string text;
-  Threads next;
-  while (text.size() < kMostForcedBytes && !machine_.may_end(behind)) {
-    const NextByte only = machine_.next_byte(behind);
+// All that comes before the next choice, to text_; the threads there, to behind_.
+void GrammarConstraint::follow_forced_text() {
+  text_.clear();
+  behind_ = threads_;
+  while (text_.size() < kMostForcedBytes && !machine_.may_end(behind_)) {
+    const NextByte only = machine_.next_byte(behind_);
     if (only.count != 1) {
       break;
     }
-    machine_.step(behind, only.byte, next);
-    if (next.empty()) {
+    machine_.step(behind_, only.byte, next_);
+    if (next_.empty()) {
       break;
     }
-    behind.swap(next);
-    text += static_cast<char>(only.byte);
+    behind_.swap(next_);
+    text_ += static_cast<char>(only.byte);
   }
-  return text;
 }
 
-// How the text may go on inside a token that begins in it: what lies behind its end.
-std::vector<std::string> GrammarConstraint::continuations(std::string_view text,
-                                                          const Threads& behind) {
+// How text_ may go on inside a token that begins in it: what lies behind its end, the first
+// continuation_count_ of continuations_; no more than all of these are told apart.
+void GrammarConstraint::find_continuations() {
   const TokenTrie& trie = grammar_->trie();
-  std::vector<std::string> all;
-  std::vector<TokenId> found;
-  threads_at(0) = behind;
-  for (std::size_t begin = text.size() - std::min(text.size(), trie.longest()); begin < text.size();
-       ++begin) {
+  continuation_count_ = 0;
+  threads_at(0) = behind_;
+  for (std::size_t begin = text_.size() - std::min(text_.size(), trie.longest());
+       begin < text_.size(); ++begin) {
     const TokenTrie::Node* at = &trie.node(TokenTrie::kRoot);
-    for (std::size_t i = begin; i < text.size() && at != nullptr; ++i) {
-      at = trie.child(*at, static_cast<std::uint8_t>(text[i]));
+    for (std::size_t i = begin; i < text_.size() && at != nullptr; ++i) {
+      at = trie.child(*at, static_cast<std::uint8_t>(text_[i]));
     }
     if (at == nullptr) {
       continue;
     }
-    found.clear();
-    walk(*at, 0, {.tokens_left = std::numeric_limits<std::int64_t>::max(), .found = &found});
-    for (const TokenId token : found) {
-      std::string rest(trie.text(token).substr(text.size() - begin));
-      if (std::ranges::find(all, rest) == all.end()) {
-        all.push_back(std::move(rest));
+    found_.clear();
+    walk(*at, 0, {.tokens_left = std::numeric_limits<std::int64_t>::max(), .found = &found_});
+    for (const TokenId token : found_) {
+      const std::string_view rest = trie.text(token).substr(text_.size() - begin);
+      const auto known = std::span(continuations_).first(continuation_count_);
+      if (std::ranges::find(known, rest) != known.end()) {
+        continue;
+      }
+      continuations_[continuation_count_++] = rest;
+      if (continuation_count_ == continuations_.size()) {
+        return;
       }
     }
   }
-  return all;
 }
 
-// The tokens of `text` as training saw them: those of `tail` and this text together, as far as they
-// are the same however it goes on. False if they do not begin with `tail`.
-bool GrammarConstraint::spell(std::string_view text, std::span<const TokenId> tail,
-                              std::span<const std::string> continuations) {
+// The tokens of text_ as training saw them, to forced_: those of `tail` and this text together, as
+// far as they are the same however it goes on. False if they do not begin with `tail`.
+bool GrammarConstraint::spell(std::span<const TokenId> tail) {
   const TokenTrie& trie = grammar_->trie();
-  std::string whole(kToolCallPiece);  // nothing merges across it: what follows is as inside a text
+  whole_ = kToolCallPiece;  // nothing merges across it: what follows is as inside a text
   for (const TokenId token : tail) {
-    whole += trie.text(token);
+    whole_ += trie.text(token);
   }
-  const std::size_t begin = whole.size();
-  whole += text;
+  const std::size_t begin = whole_.size();
+  whole_ += text_;
   const auto ids_of = [&](const std::string& spelled) {
     return grammar_->encoded(tokenizer_, spelled);
   };
@@ -203,7 +227,7 @@ bool GrammarConstraint::spell(std::string_view text, std::span<const TokenId> ta
     const auto marker = std::ranges::find(ids, kToolCallId);
     return marker == ids.end() ? std::span<const TokenId>() : std::span(marker + 1, ids.end());
   };
-  const auto encoded = ids_of(whole);
+  const auto encoded = ids_of(whole_);
   const std::span<const TokenId> ids = behind_marker(*encoded);
   if (ids.size() < tail.size() || !std::ranges::equal(tail, ids.first(tail.size()))) {
     return false;
@@ -212,17 +236,19 @@ bool GrammarConstraint::spell(std::string_view text, std::span<const TokenId> ta
   std::size_t at = begin;
   for (const TokenId id : own) {  // encoding may lose something (runs of spaces)
     const std::string_view piece = trie.text(id);
-    if (piece.empty() || !std::string_view(whole).substr(at).starts_with(piece)) {
+    if (piece.empty() || !std::string_view(whole_).substr(at).starts_with(piece)) {
       return false;
     }
     at += piece.size();
   }
   std::size_t same = own.size();
-  if (continuations.size() > kMostContinuations) {
+  if (continuation_count_ > kMostContinuations) {
     same -= std::min<std::size_t>(same, 1);
   }
-  for (std::size_t i = 0; i < std::min(continuations.size(), kMostContinuations) && same > 0; ++i) {
-    const auto other_encoded = ids_of(whole + continuations[i]);
+  for (std::size_t i = 0; i < std::min(continuation_count_, kMostContinuations) && same > 0; ++i) {
+    spelled_ = whole_;
+    spelled_ += continuations_[i];
+    const auto other_encoded = ids_of(spelled_);
     const std::span<const TokenId> other = behind_marker(*other_encoded);
     std::size_t equal = 0;
     while (equal < same && tail.size() + equal < other.size() &&

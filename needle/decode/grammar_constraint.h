@@ -48,10 +48,10 @@ class GrammarConstraint : public Constraint {
   };
   void walk(const TokenTrie::Node& node, std::size_t depth, const Walk& how);
   Threads& threads_at(std::size_t depth);
-  std::string forced_text(Threads& behind);
-  std::vector<std::string> continuations(std::string_view text, const Threads& behind);
-  bool spell(std::string_view text, std::span<const TokenId> tail,
-             std::span<const std::string> continuations);
+  void reserve();
+  void follow_forced_text();
+  void find_continuations();
+  bool spell(std::span<const TokenId> tail);
 
   std::shared_ptr<const Grammar> grammar_;
   Tokenizer tokenizer_;
@@ -62,6 +62,15 @@ class GrammarConstraint : public Constraint {
   TokenSet allowed_;
   std::vector<TokenId> forced_;
   std::vector<Threads> by_depth_;  // of walk()
+  // Of one call of forced() or accept(), kept so that they allocate once.
+  Threads next_;
+  Threads behind_;
+  std::string text_;
+  std::string whole_;
+  std::string spelled_;
+  std::vector<TokenId> found_;
+  std::vector<std::string> continuations_;
+  std::size_t continuation_count_ = 0;
 };
 
 }  // namespace needle

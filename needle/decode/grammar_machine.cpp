@@ -49,6 +49,7 @@ GrammarMachine::GrammarMachine(std::shared_ptr<const Grammar> grammar, const Cal
     : grammar_(std::move(grammar)), limits_(limits), grounded_(std::move(grounded)) {
   constexpr std::size_t kRoom = 2048;
   frames_.reserve(kRoom);
+  used_.reserve(kRoom);
   if (grounded_ != nullptr) {
     grounded_tokens_ = grounded_->most_tokens();
   }

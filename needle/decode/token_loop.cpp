@@ -60,6 +60,7 @@ class TokenLoop {
     const auto room = static_cast<std::size_t>(options.max_gen_len) + options.prefix.size();
     generated_.ids.reserve(room);
     pending_.reserve(room + 1);
+    run_.reserve(std::max<std::size_t>(room, 512));
     if (options.detail != StepDetail::kNone) {
       generated_.steps.reserve(room);
     }

@@ -245,6 +245,24 @@ TEST_F(LoadedModelTest, TokensAllocateNothingThroughTheWholeLoop) {
   }
 }
 
+// A grammar's first answer also fills what the grammar keeps: the spelling of forced texts.
+TEST_F(LoadedModelTest, TokensOfAKnownGrammarAllocateNothing) {
+  const std::string nested = R"([{"name": "ADD", "parameters": {"type": "object", "properties":
+      {"ITEMS": {"type": "array", "minItems": 2, "items": {"type": "object", "properties":
+      {"N": {"type": "number"}, "KIND": {"type": "string", "enum": ["BIG", "SMALL"]}},
+      "required": ["N", "KIND"]}}}, "required": ["ITEMS"]}}])";
+  for (const std::size_t threads : {1, 2}) {
+    const LoadedModel model = LoadedModel::load(file_, {.threads = threads});
+    for (const std::string& tools : {std::string(kTools), nested}) {
+      CallRequest call = request("WAKE ME");
+      call.tools_json = tools;
+      call.calls.min_calls = 1;
+      EXPECT_GT(allocations_while_streaming(model, call), 0) << "nothing was counted";
+      EXPECT_EQ(allocations_while_streaming(model, call), 0) << threads << tools;
+    }
+  }
+}
+
 #if defined(__linux__)
 TEST_F(LoadedModelTest, AThreadPoolWorksOnOneCore) {
   const std::string expected = LoadedModel::load(file_).call(request("WAKE ME")).text;
