@@ -1,9 +1,13 @@
 // The thread that works on finetunings.
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <ctime>
 #include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <sys/wait.h>
@@ -21,6 +25,18 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kPoll = std::chrono::milliseconds(50);
 constexpr int kFewRows = 1000;
+
+// A child on a full disk cannot even write down why it ended; one that could has freed its
+// temporary file before, so that there is room again.
+std::string disk_hint(const fs::path& folder, std::string_view said) {
+  std::error_code unknown;
+  const fs::space_info room = fs::space(folder, unknown);
+  const std::string reason = std::generic_category().message(ENOSPC);
+  if (said.find(reason) == std::string_view::npos && (unknown || room.available >= 64 << 10)) {
+    return "";
+  }
+  return format("; the disk is full ({}): make room, then Continue", folder);
+}
 
 }  // namespace
 
@@ -141,7 +157,8 @@ FinetuneJobs::Outcome FinetuneJobs::run_child(const std::string& id,
   const std::string said = last_message(files.messages());
   change(id, [&](JobState& job) {
     job.stage = JobStage::kFailed;
-    job.message = format("{} {}{}{}", program, ending_text(status), said.empty() ? "" : ": ", said);
+    job.message = format("{} {}{}{}{}", program, ending_text(status), said.empty() ? "" : ": ",
+                         said, disk_hint(files.folder, said));
   });
   return Outcome::kFailed;
 }

@@ -18,6 +18,13 @@ done
 trap 'echo "stopped after step 1" >&2; exit 130' INT
 echo '{"kind":"train","step":1,"total_steps":2,"loss":3.5,"seconds":0.5}'
 while [ -e "$here/hold" ]; do sleep 0.02; done
+if [ -e "$here/fill" ]; then
+  mkdir -p "$run"
+  printf '{"kind":"train","st'
+  cat /dev/zero > "$run/checkpoint"
+  echo "error: $run/checkpoint: No space left on device" >&2
+  exit 1
+fi
 if [ -e "$here/fail" ]; then
   echo "loading" >&2
   echo "error: rows.jsonl:3: a row that cannot be trained on" >&2

@@ -1,9 +1,12 @@
 #include "needle/server/finetune_jobs.h"
 
 #include <csignal>
+#include <filesystem>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 
 #include "needle/core/file.h"
 #include "needle/server/api_error.h"
@@ -14,6 +17,7 @@
 namespace needle {
 namespace {
 
+namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -178,6 +182,60 @@ TEST_F(FinetuneJobsTest, AFullDiskIsSaid) {
   options.min_free_bytes = std::uint64_t{1} << 60;
   FinetuneJobs jobs(options);
   EXPECT_EQ(status_of([&] { draft(jobs); }), 507);
+}
+
+// A small disk of its own, where this process may have one.
+class SmallDisk {
+ public:
+  explicit SmallDisk(fs::path place) : place_(std::move(place)) {
+    fs::create_directories(place_);
+    mounted_ = ::mount("tmpfs", place_.c_str(), "tmpfs", 0, "size=512k") == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_) {
+      ::umount2(place_.c_str(), MNT_DETACH);
+    }
+  }
+  SmallDisk(const SmallDisk&) = delete;
+  SmallDisk& operator=(const SmallDisk&) = delete;
+  bool mounted() const { return mounted_; }
+
+ private:
+  fs::path place_;
+  bool mounted_ = false;
+};
+
+TEST_F(FinetuneJobsTest, ADiskThatFillsUpWhileItTrainsIsSaidAndTrainingGoesOnOnceThereIsRoom) {
+  const JobsOptions options = fake_.options();
+  const SmallDisk disk(options.folder);
+  if (!disk.mounted()) {
+    GTEST_SKIP() << "no right to mount a small disk";
+  }
+  std::string id;
+  {
+    FinetuneJobs jobs(options);
+    id = draft(jobs);
+    fake_.set("fill", true);
+    jobs.start(id, kSettings);
+    ASSERT_TRUE(test::reaches(jobs, id, JobStage::kFailed)) << jobs.show(id).dump(1);
+    ASSERT_EQ(fs::space(options.folder).available, 0U);  // not even room for what the child says
+    EXPECT_THAT(jobs.state(id).message, HasSubstr("the disk is full"));
+    EXPECT_THAT(jobs.state(id).message, HasSubstr("Continue"));
+    EXPECT_EQ(jobs.show(id)["check"]["rows"], 1);
+    EXPECT_EQ(status_of([&] { draft(jobs); }), 507);
+    EXPECT_EQ(jobs.list()["data"].size(), 1U);  // nothing of the refused one is left
+  }
+  // What lies on the disk is whole, also for the next server.
+  EXPECT_EQ(read_file(JobFiles{options.folder / id}.rows()), std::string(kRow) + "\n");
+  EXPECT_EQ(JobState::from_json(read_json_file(JobFiles{options.folder / id}.state())).id, id);
+  fs::remove(JobFiles{options.folder / id}.run() / "checkpoint");
+  fake_.set("fill", false);
+  FinetuneJobs jobs(options);
+  if (jobs.state(id).stage == JobStage::kFailed) {
+    jobs.resume(id);
+  }
+  ASSERT_TRUE(test::reaches(jobs, id, JobStage::kDone)) << jobs.show(id).dump(1);
+  EXPECT_EQ(jobs.show(id)["progress"]["curve"], Json::parse("[[1, 3.5], [2, 1.5]]"));
 }
 
 TEST_F(FinetuneJobsTest, WithoutATrainerRowsCanBeMadeButNotTrainedOn) {
