@@ -52,6 +52,12 @@ void read_torchrun(const Reader& reader, RankEnvironment& env) {
   env.local_world = reader.number("LOCAL_WORLD_SIZE", env.world);
   env.restarts = reader.number("TORCHELASTIC_RESTART_COUNT", 0);
   env.hosted_store = reader.text("TORCHELASTIC_USE_AGENT_STORE", "") == "True";
+  if (env.local_world < env.world && !reader.has("MASTER_ADDR")) {
+    throw ConfigError(format(
+        "{} ranks, {} of them on this host, and no MASTER_ADDR: set it to the host of rank 0, on "
+        "every host",
+        env.world, env.local_world));
+  }
   if (reader.has("NEEDLE_LAUNCHER")) {
     env.launcher = reader.text("NEEDLE_LAUNCHER", "");
   }
@@ -67,9 +73,21 @@ void read_slurm(const Reader& reader, RankEnvironment& env) {
                                                                : "SLURM_NTASKS");
   env.local_rank = reader.number("SLURM_LOCALID");
   const std::string nodes = reader.text("SLURM_STEP_NODELIST", reader.text("SLURM_JOB_NODELIST", ""));
-  env.master_host = first_slurm_host(nodes);
-  // "2(x3),1": tasks of each node; only the hosts' own count matters, and only as a bound.
-  env.local_world = reader.number("SLURM_NTASKS_PER_NODE", env.world);
+  env.local_world = env.world;
+  if (reader.has("SLURM_STEP_TASKS_PER_NODE") && reader.has("SLURM_NODEID")) {
+    const std::string tasks = reader.text("SLURM_STEP_TASKS_PER_NODE", "");
+    env.local_world = slurm_tasks_of_node(tasks, reader.number("SLURM_NODEID"));
+  } else {
+    env.local_world = reader.number("SLURM_NTASKS_PER_NODE", env.world);
+  }
+  const std::string first = first_slurm_host(nodes);
+  if (!first.empty()) {
+    env.master_host = first;
+  } else if (env.local_world < env.world && !reader.has("MASTER_ADDR")) {
+    throw ConfigError(
+        "srun on several hosts without SLURM_STEP_NODELIST or SLURM_JOB_NODELIST: set MASTER_ADDR "
+        "to the host of rank 0");
+  }
   env.master_port = kFirstPort + static_cast<int>(reader.number("SLURM_JOB_ID", 0) % 1000);
   env.restarts = reader.number("SLURM_RESTART_COUNT", 0);
 }
@@ -112,8 +130,38 @@ std::string first_slurm_host(std::string_view nodelist) {
   const std::string_view first = inside.substr(0, inside.find_first_of("-,]"));
   const std::size_t close = nodelist.find(']');
   std::string_view suffix = close == std::string_view::npos ? "" : nodelist.substr(close + 1);
-  suffix = suffix.substr(0, suffix.find(','));
-  return std::string(nodelist.substr(0, bracket)) + std::string(first) + std::string(suffix);
+  const std::string head = std::string(nodelist.substr(0, bracket)) + std::string(first);
+  return head + (suffix.empty() || suffix[0] == ',' ? std::string() : first_slurm_host(suffix));
+}
+
+std::int64_t slurm_tasks_of_node(std::string_view counts, std::int64_t node) {
+  const auto wrong = [&] {
+    return ConfigError(
+        format("environment variable SLURM_STEP_TASKS_PER_NODE={}: expected a count for node {} as "
+               "in \"2(x3),1\"",
+               counts, node));
+  };
+  for (std::string_view rest = counts; !rest.empty();) {
+    const std::string_view part = rest.substr(0, rest.find(','));
+    rest = rest.substr(std::min(part.size() + 1, rest.size()));
+    std::int64_t tasks = 0;
+    std::int64_t nodes = 1;
+    const char* const end = part.data() + part.size();
+    auto [at, error] = std::from_chars(part.data(), end, tasks);
+    if (error == std::errc() && std::string_view(at, end).starts_with("(x")) {
+      const auto repeat = std::from_chars(at + 2, end, nodes);
+      error = repeat.ec;
+      at = repeat.ptr != end && *repeat.ptr == ')' ? repeat.ptr + 1 : repeat.ptr - 1;
+    }
+    if (error != std::errc() || at != end || tasks < 1 || nodes < 1) {
+      throw wrong();
+    }
+    if (node < nodes) {
+      return tasks;
+    }
+    node -= nodes;
+  }
+  throw wrong();
 }
 
 RankEnvironment rank_environment(const EnvironmentLookup& lookup) {

@@ -1,9 +1,17 @@
 #include "needle/train/ranks.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstdlib>
 #include <exception>
+#include <memory>
 #include <utility>
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -29,6 +37,10 @@ using WorkPointer = c10::intrusive_ptr<c10d::Work>;
 
 std::chrono::milliseconds to_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * seconds));
+}
+
+std::string text_of(const std::vector<std::uint8_t>& bytes) {
+  return {bytes.begin(), bytes.end()};
 }
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
@@ -86,13 +98,100 @@ class StoreBoard : public RankBoard {
 };
 
 #ifdef USE_C10D_GLOO
+struct Route {
+  std::string local;   // this host's address on the way to the other one; empty: no way
+  std::string remote;  // the other one's, as this host resolves its name
+  bool loopback() const { return local.starts_with("127.") || local == "::1"; }
+};
+
+std::string numeric(const sockaddr* address, socklen_t size) {
+  std::array<char, NI_MAXHOST> text{};
+  const int rc = getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST);
+  return rc == 0 ? std::string(text.data()) : std::string();
+}
+
+// Asks the routing table; a UDP socket sends nothing when it is connected. IPv4 first, so that all
+// ranks agree on one family wherever there are both.
+Route route_to(const std::string& host, int port) {
+  for (const int family : {AF_INET, AF_INET6}) {
+    addrinfo hints{};
+    hints.ai_family = family;
+    hints.ai_socktype = SOCK_DGRAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
+      continue;
+    }
+    const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> guard(found, &freeaddrinfo);
+    for (const addrinfo* candidate = found; candidate != nullptr; candidate = candidate->ai_next) {
+      const int descriptor = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+      sockaddr_storage own{};
+      socklen_t size = sizeof(own);
+      auto* const address = reinterpret_cast<sockaddr*>(&own);
+      const bool good = descriptor >= 0 &&
+                        connect(descriptor, candidate->ai_addr, candidate->ai_addrlen) == 0 &&
+                        getsockname(descriptor, address, &size) == 0;
+      if (descriptor >= 0) {
+        close(descriptor);
+      }
+      if (good) {
+        return {.local = numeric(address, size),
+                .remote = numeric(candidate->ai_addr, candidate->ai_addrlen)};
+      }
+    }
+  }
+  return {};
+}
+
+// Where the other ranks reach this one: the address on the way to rank 0's host. The host's own
+// name would not do, as it often leads to the loopback (127.0.1.1). On rank 0's host the way to
+// itself may be the loopback, too: it goes by the address that other hosts know it by, if there are
+// any. All ranks call this.
+std::string reachable_address(const StorePointer& store, const RankEnvironment& env) {
+  const Route route = route_to(env.master_host, env.master_port);
+  if (route.local.empty()) {
+    throw Error(format(
+        "rank {}: no network leads to {} (MASTER_ADDR); name the interface in GLOO_SOCKET_IFNAME",
+        env.rank, env.master_host));
+  }
+  const auto key = [](std::int64_t rank) { return format("address/{}", rank); };
+  store->set(key(env.rank), route.loopback() ? std::string("-") : route.remote);
+  if (!route.loopback()) {
+    return route.local;
+  }
+  for (std::int64_t rank = 0; rank < env.world; ++rank) {
+    if (const std::string known = text_of(store->get(key(rank))); known != "-") {
+      return known;
+    }
+  }
+  return route.local;  // one host
+}
+
+std::shared_ptr<gloo::transport::Device> gloo_device(const StorePointer& store,
+                                                     const RankEnvironment& env) {
+  if (const char* const name = std::getenv("GLOO_SOCKET_IFNAME"); name != nullptr && *name != 0) {
+    try {
+      return c10d::ProcessGroupGloo::createDeviceForInterface(name);
+    } catch (const std::exception& error) {
+      throw ConfigError(format(
+          "GLOO_SOCKET_IFNAME={}: cannot be used ({}); give one interface of this host as `ip "
+          "address` lists them, or leave the variable unset",
+          name, first_line(error.what())));
+    }
+  }
+  const std::string address = reachable_address(store, env);
+  try {
+    return c10d::ProcessGroupGloo::createDeviceForHostname(address);
+  } catch (const std::exception& error) {
+    throw Error(format(
+        "rank {}: other hosts reach {} at {}, but this host cannot listen there ({}); name the "
+        "interface in GLOO_SOCKET_IFNAME on every host",
+        env.rank, env.master_host, address, first_line(error.what())));
+  }
+}
+
 BackendPointer make_gloo(const StorePointer& store, const RankEnvironment& env, double timeout_s) {
   auto options = c10d::ProcessGroupGloo::Options::create(to_milliseconds(timeout_s));
-  // On one host the loopback, whatever the host's name resolves to; else GLOO_SOCKET_IFNAME or the
-  // interface of the host's name.
-  options->devices.push_back(env.local_world == env.world
-                                 ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
-                                 : c10d::ProcessGroupGloo::createDefaultDevice());
+  options->devices.push_back(gloo_device(store, env));
   options->threads = 2;
   return c10::make_intrusive<c10d::ProcessGroupGloo>(
       c10::make_intrusive<c10d::PrefixStore>("gloo", store), static_cast<int>(env.rank),

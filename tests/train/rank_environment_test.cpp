@@ -97,6 +97,34 @@ TEST(RankEnvironmentTest, FirstHostOfASlurmList) {
   EXPECT_EQ(first_slurm_host("node[001-016,20]"), "node001");
   EXPECT_EQ(first_slurm_host("a[7,9]-ib,b"), "a7-ib");
   EXPECT_EQ(first_slurm_host("login,node[1-2]"), "login");
+  EXPECT_EQ(first_slurm_host("rack[2-3]node[05,07],x"), "rack2node05");
+}
+
+TEST(RankEnvironmentTest, SlurmHostsMayDifferInTheirTasks) {
+  EXPECT_EQ(slurm_tasks_of_node("4", 0), 4);
+  EXPECT_EQ(slurm_tasks_of_node("2(x3),1", 2), 2);
+  EXPECT_EQ(slurm_tasks_of_node("2(x3),1", 3), 1);
+  for (const char* const counts : {"2(x3),1", "", "2,", "0", "x", "2(x", "2(x9", "2(x9)z", "2,,1,1,1,1"}) {
+    EXPECT_THROW(slurm_tasks_of_node(counts, 4), ConfigError) << counts;
+  }
+  const RankEnvironment env = read({{"SLURM_PROCID", "2"},
+                                    {"SLURM_STEP_NUM_TASKS", "3"},
+                                    {"SLURM_LOCALID", "0"},
+                                    {"SLURM_NODEID", "1"},
+                                    {"SLURM_STEP_TASKS_PER_NODE", "2,1"},
+                                    {"SLURM_STEP_NODELIST", "n[1-2]"},
+                                    {"SLURM_JOB_NODELIST", "n[0-2]"}});
+  EXPECT_EQ(env.local_world, 1);
+  EXPECT_EQ(env.master_host, "n1");  // of the step, not of the job
+}
+
+TEST(RankEnvironmentTest, SeveralHostsWithoutAFirstOneAreExplained) {
+  EXPECT_THROW(read({{"SLURM_PROCID", "0"},
+                     {"SLURM_STEP_NUM_TASKS", "4"},
+                     {"SLURM_LOCALID", "0"},
+                     {"SLURM_NTASKS_PER_NODE", "2"}}),
+               ConfigError);
+  EXPECT_THROW(read({{"RANK", "0"}, {"WORLD_SIZE", "4"}, {"LOCAL_WORLD_SIZE", "2"}}), ConfigError);
 }
 
 }  // namespace

@@ -33,6 +33,8 @@ SETTINGS = {
     "data.validation_rows": 6, "train.device": "cpu", "train.batch_size": 7, "train.grad_accumulation": 2,
     "train.validate_every": 3, "train.checkpoint_every": 2, "train.log_every": 1, "step.quant.every": 3,
     "train.max_steps": 8, "validate.batch_rows": 2, "train.rank_silence_s": SILENCE_S,
+    # Equal to rounding: that of float32, whatever is faster on this CPU.
+    "train.compute_dtype": "float32", "optimizer.muon.newton_schulz_dtype": "float32",
 }
 
 
@@ -40,6 +42,16 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def hosts_allowed():
+    """Whether two network namespaces can play two hosts here."""
+    try:
+        probe = ["unshare", "--net", "--mount", "--uts", "sh", "-c",
+                 "ip link add name end0 type veth peer name end1 && mount --bind /etc/hosts /etc/hosts && ip netns list"]
+        return os.geteuid() == 0 and subprocess.run(probe, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def tensor_shapes(path):
@@ -236,6 +248,85 @@ class SameResultTest(RanksTest):
                     _, errors = process.communicate(timeout=PATIENCE_S)
                     self.assertEqual(process.returncode, 0, errors)
                 self.assert_same_run("launched", name, exact=True)
+
+
+@unittest.skipUnless(hosts_allowed(), "needs the right to make network and mount namespaces (root)")
+class HostsTest(RanksTest):
+    """Two network namespaces as two hosts, whose own names lead to the loopback, as on Debian."""
+
+    def setUp(self):
+        super().setUp()
+        self.prefix = f"nt{os.getpid()}"
+        self.addresses = ["10.213.77.1", "10.213.77.2"]
+        for host in (0, 1):
+            space = f"{self.prefix}h{host}"
+            subprocess.run(["ip", "netns", "add", space], check=True)
+            self.addCleanup(subprocess.run, ["ip", "netns", "delete", space])
+        ends = [word for host in (0, 1)
+                for word in (["peer"] if host else []) + ["name", "eth0", "netns", f"{self.prefix}h{host}"]]
+        subprocess.run(["ip", "link", "add", *ends[:4], "type", "veth", *ends[4:]], check=True)
+        for host in (0, 1):
+            inside = ["ip", "-n", f"{self.prefix}h{host}"]
+            subprocess.run([*inside, "address", "add", f"{self.addresses[host]}/24", "dev", "eth0"], check=True)
+            for link in ("lo", "eth0"):
+                subprocess.run([*inside, "link", "set", link, "up"], check=True)
+            names = ["127.0.0.1 localhost", f"127.0.1.1 host{host}", f"{self.addresses[1 - host]} host{1 - host}"]
+            (self.folder / f"hosts{host}").write_text("\n".join(names) + "\n")
+
+    def start_on(self, host, name, variables, **settings):
+        enter = f'mount --bind "$0" /etc/hosts && hostname host{host} && exec "$@"'
+        words = ["ip", "netns", "exec", f"{self.prefix}h{host}", "unshare", "--mount", "--uts", "sh", "-c", enter,
+                 str(self.folder / f"hosts{host}"), *self.command(name, **settings)]
+        process = subprocess.Popen(words, env=self.environment(**variables), stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        self.addCleanup(self.end, process)
+        return process
+
+    def check(self, name, places, variables):
+        """places: of each rank, its host and its number there; variables(rank, world, host, local rank, ranks there)."""
+        processes = []
+        for rank, (host, local) in enumerate(places):
+            there = sum(place[0] == host for place in places)
+            processes.append(self.start_on(host, name, variables(rank, len(places), host, local, there)))
+        for process in processes:
+            _, errors = process.communicate(timeout=2 * PATIENCE_S)
+            self.assertEqual(process.returncode, 0, errors)
+
+    @staticmethod
+    def torchrun(rank, world, _, local, there):
+        return {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": there,
+                "MASTER_ADDR": "host0", "MASTER_PORT": 29517}  # nobody else lives in these namespaces
+
+    def test_two_hosts_learn_the_same_as_one_process(self):
+        self.train("one")
+        self.check("hosts", [(0, 0), (1, 0)], self.torchrun)
+        self.assert_same_run("one", "hosts", exact=False)
+
+    def test_hosts_may_differ_in_their_ranks(self):
+        self.train("local", "--nproc", "3")
+        cases = {
+            "torchrun": self.torchrun,
+            "address": lambda *place: {**self.torchrun(*place), "MASTER_ADDR": self.addresses[0]},
+            "interface": lambda *place: {**self.torchrun(*place), "GLOO_SOCKET_IFNAME": "eth0"},
+            "srun": lambda rank, world, host, local, _: {
+                "SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": world, "SLURM_LOCALID": local, "SLURM_NODEID": host,
+                "SLURM_STEP_NODELIST": "host[0-1]", "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_JOB_ID": 7},
+            "mpirun": lambda rank, world, _, local, there: {
+                "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": world, "OMPI_COMM_WORLD_LOCAL_RANK": local,
+                "OMPI_COMM_WORLD_LOCAL_SIZE": there, "MASTER_ADDR": "host0"},
+        }
+        for name, variables in cases.items():
+            with self.subTest(launcher=name):
+                self.check(name, [(0, 0), (0, 1), (1, 0)], variables)
+                self.assert_same_run("local", name, exact=True)
+
+    def test_an_interface_that_is_not_there_is_named(self):
+        process = self.start_on(0, "wrong", {
+            "RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "host0",
+            "GLOO_SOCKET_IFNAME": "ib7"})
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 2, errors)
+        self.assertIn("GLOO_SOCKET_IFNAME=ib7", errors)
 
 
 class FaultTest(RanksTest):
