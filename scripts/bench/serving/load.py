@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--serve", default="", help="more options of needle-serve, in one word: \"--batch 8\"")
+    parser.add_argument("--serve", default="", help="more options of needle-serve, in one word: \"--workers 3\"")
     parser.add_argument("--server-workers", type=int, help="of the server, if others than the bare engine's")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--alone", type=int, default=500)
