@@ -2,7 +2,7 @@
 // small operations between the matrix products cost as much as these, and what autograd keeps of
 // them is most of the memory. A float32 stream, without dropout; what block.h computes otherwise is
 // the specification. The large products take factors of float32 or bfloat16 (product.h); norms,
-// softmax, residuals and all gradients stay float32.
+// softmax, residuals and gradients are float32, rounded only where they are such a factor.
 //
 // One product makes queries, keys and values of a token; one makes the cross-attention's keys and
 // values of all layers. Norms, rotation and the split into heads are one pass (kernels/kernels.h),

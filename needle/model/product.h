@@ -1,6 +1,6 @@
 // Products of float32 matrices whose factors may be rounded to bfloat16 first: a CPU with AMX, or
-// with AVX512_BF16 on AMD, multiplies those several times as fast. Sums stay float32, so a product
-// is as exact as its rounded factors (relative error 2^-9 each). Without autograd.
+// with AVX512_BF16 on AMD, multiplies those twice to five times as fast. Sums stay float32, so a
+// product is as exact as its rounded factors (relative error 2^-9 each). Without autograd.
 #pragma once
 
 #include <torch/torch.h>
