@@ -62,39 +62,41 @@ std::int64_t whole_number(std::string_view text, std::string_view what) {
 }  // namespace
 
 struct Playground::Route {
-  std::string_view path;  // "*": any one part
+  std::string_view path;  // "{name}": any one part
   std::string_view method;
   HttpReply (Playground::*handler)(const HttpRequest&, const Parts&);
   bool binary = false;  // the body is a piece of a file
 };
 
+constexpr std::array<Playground::Route, 15> Playground::kRoutes = {{
+    {"/playground/status", "GET", &Playground::status},
+    {"/playground/uploads", "POST", &Playground::begin_upload},
+    {"/playground/uploads/{upload}", "POST", &Playground::add_to_upload, true},
+    {"/playground/models", "POST", &Playground::add_model},
+    {"/playground/jobs", "GET", &Playground::list_jobs},
+    {"/playground/jobs", "POST", &Playground::add_job},
+    {"/playground/jobs/{job}", "GET", &Playground::show_job},
+    {"/playground/jobs/{job}/tools", "GET", &Playground::show_tools},
+    {"/playground/jobs/{job}/rows/{first}", "GET", &Playground::show_rows},
+    {"/playground/jobs/{job}/rows", "POST", &Playground::add_rows},
+    {"/playground/jobs/{job}/start", "POST", &Playground::start_job},
+    {"/playground/jobs/{job}/cancel", "POST", &Playground::act_on_job},
+    {"/playground/jobs/{job}/resume", "POST", &Playground::act_on_job},
+    {"/playground/jobs/{job}/remove", "POST", &Playground::act_on_job},
+    {"/playground/jobs/{job}/bundle", "GET", &Playground::bundle},
+}};
+
 const Playground::Route* Playground::find_route(const HttpRequest& request, Parts& parts,
                                                 bool any_method) const {
-  static constexpr std::array<Route, 15> kRoutes = {{
-      {"/playground/status", "GET", &Playground::status},
-      {"/playground/uploads", "POST", &Playground::begin_upload},
-      {"/playground/uploads/*", "POST", &Playground::add_to_upload, true},
-      {"/playground/models", "POST", &Playground::add_model},
-      {"/playground/jobs", "GET", &Playground::list_jobs},
-      {"/playground/jobs", "POST", &Playground::add_job},
-      {"/playground/jobs/*", "GET", &Playground::show_job},
-      {"/playground/jobs/*/tools", "GET", &Playground::show_tools},
-      {"/playground/jobs/*/rows/*", "GET", &Playground::show_rows},
-      {"/playground/jobs/*/rows", "POST", &Playground::add_rows},
-      {"/playground/jobs/*/start", "POST", &Playground::start_job},
-      {"/playground/jobs/*/cancel", "POST", &Playground::act_on_job},
-      {"/playground/jobs/*/resume", "POST", &Playground::act_on_job},
-      {"/playground/jobs/*/remove", "POST", &Playground::act_on_job},
-      {"/playground/jobs/*/bundle", "GET", &Playground::bundle},
-  }};
   const std::vector<std::string> asked = segments(request.path);
   for (const Route& route : kRoutes) {
     const std::vector<std::string> pattern = segments(route.path);
     parts.clear();
     bool fits = pattern.size() == asked.size() && (any_method || route.method == request.method);
     for (std::size_t i = 0; fits && i < pattern.size(); ++i) {
-      fits = pattern[i] == "*" || pattern[i] == asked[i];
-      if (pattern[i] == "*") {
+      const bool any = pattern[i].starts_with('{');
+      fits = any || pattern[i] == asked[i];
+      if (any) {
         parts.push_back(asked[i]);
       }
     }
@@ -115,6 +117,14 @@ Playground::Playground(PlaygroundOptions options)
       uploads_(options_.folder / "uploads", options_.uploads) {}
 
 bool Playground::owns(std::string_view path) const { return path.starts_with(kPrefix); }
+
+std::vector<RouteName> Playground::routes() const {
+  std::vector<RouteName> names;
+  for (const Route& route : kRoutes) {
+    names.push_back({.method = route.method, .path = route.path});
+  }
+  return names;
+}
 
 void check_local(const HttpRequest& request) {
   const auto refuse = [](std::string_view why) {

@@ -2,6 +2,7 @@
 // answer to this machine alone.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <filesystem>
 #include <string>
@@ -31,6 +32,7 @@ class Playground final : public RouteExtension {
   explicit Playground(PlaygroundOptions options);
 
   bool owns(std::string_view path) const override;
+  std::vector<RouteName> routes() const override;
   void check_head(const HttpRequest& request) const override;
   HttpReply handle(const HttpRequest& request) override;
 
@@ -38,8 +40,9 @@ class Playground final : public RouteExtension {
   std::filesystem::path models_folder() const { return options_.folder / "models"; }
 
  private:
-  using Parts = std::vector<std::string>;  // what stands for the "*" of a route's path
+  using Parts = std::vector<std::string>;  // what stands for the {names} of a route's path
   struct Route;
+  static const std::array<Route, 15> kRoutes;
   const Route* find_route(const HttpRequest& request, Parts& parts, bool any_method) const;
 
   HttpReply status(const HttpRequest& request, const Parts& parts);

@@ -4,9 +4,11 @@
 #include <array>
 #include <chrono>
 #include <exception>
+#include <iterator>
 #include <random>
 #include <utility>
 
+#include "needle/core/json.h"
 #include "needle/core/log.h"
 #include "needle/server/api_error.h"
 #include "needle/server/embedded_files.h"
@@ -57,29 +59,45 @@ struct Service::Route {
   bool open = false;  // without a key
 };
 
+// A {name} comes last and stands for the rest of the path.
+constexpr std::array<Service::Route, 11> Service::kRoutes = {{
+    {"/v1/chat/completions", "POST", &Service::chat},
+    {"/v1/embeddings", "POST", &Service::embeddings},
+    {"/v1/rank", "POST", &Service::rank},
+    {"/v1/models", "GET", &Service::models},
+    {"/v1/models/{model}", "GET", &Service::model},
+    {"/v1/tools", "GET", &Service::tools},
+    {"/health", "GET", &Service::health, true},
+    {"/metrics", "GET", &Service::metrics},
+    {"/openapi.json", "GET", &Service::openapi, true},
+    {"/", "GET", &Service::page, true},
+    {"/{file}", "GET", &Service::page, true},
+}};
+
 const Service::Route* Service::find_route(std::string_view path) {
-  static constexpr std::array<Route, 10> kRoutes = {{
-      {"/v1/chat/completions", "POST", &Service::chat},
-      {"/v1/embeddings", "POST", &Service::embeddings},
-      {"/v1/rank", "POST", &Service::rank},
-      {"/v1/models", "GET", &Service::models},
-      {"/v1/models/", "GET", &Service::model},  // and a name
-      {"/v1/tools", "GET", &Service::tools},
-      {"/health", "GET", &Service::health, true},
-      {"/metrics", "GET", &Service::metrics},
-      {"/openapi.json", "GET", &Service::openapi, true},
-      {"/", "GET", &Service::page, true},
-  }};
   const auto found = std::ranges::find_if(kRoutes, [&](const Route& route) {
-    const bool folder = route.path.size() > 1 && route.path.ends_with('/');
-    return folder ? path.starts_with(route.path) : path == route.path;
+    const std::size_t name = route.path.find('{');
+    return name == std::string_view::npos ? path == route.path
+                                          : path.starts_with(route.path.substr(0, name));
   });
-  if (found != kRoutes.end()) {
-    return &*found;
+  if (found == kRoutes.end()) {
+    return nullptr;
   }
-  static constexpr Route kPageFile = {"/", "GET", &Service::page, true};
   const bool of_page = path.ends_with(".js") || path.ends_with(".css");
-  return of_page && !embedded_file(path.substr(1)).empty() ? &kPageFile : nullptr;
+  const bool there =
+      found->path != "/{file}" || (of_page && !embedded_file(path.substr(1)).empty());
+  return there ? &*found : nullptr;
+}
+
+std::vector<RouteName> Service::routes() const {
+  std::vector<RouteName> names;
+  for (const Route& route : kRoutes) {
+    names.push_back({.method = route.method, .path = route.path, .open = route.open});
+  }
+  if (options_.extension != nullptr) {
+    std::ranges::copy(options_.extension->routes(), std::back_inserter(names));
+  }
+  return names;
 }
 
 Service::Service(ModelStore& models, ServiceOptions options)
@@ -260,7 +278,16 @@ HttpReply Service::metrics(const HttpRequest&) {
 }
 
 HttpReply Service::openapi(const HttpRequest&) {
-  return {.body = std::string(embedded_file("openapi.json"))};
+  const std::string_view text = embedded_file("openapi.json");
+  if (options_.extension != nullptr) {
+    return {.body = std::string(text)};
+  }
+  Json document = Json::parse(text);
+  Json& paths = document["paths"];
+  for (auto path = paths.begin(); path != paths.end();) {
+    path = path.key().starts_with("/playground/") ? paths.erase(path) : std::next(path);
+  }
+  return {.body = document.dump()};
 }
 
 HttpReply Service::page(const HttpRequest& request) {

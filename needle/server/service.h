@@ -1,11 +1,14 @@
 // The routes of the server: requests in, replies out, without sockets.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "needle/server/access.h"
 #include "needle/server/admission.h"
@@ -39,12 +42,16 @@ class Service {
   // Never throws: every failure is a reply in OpenAI's shape. Call it after check_head.
   HttpReply handle(const HttpRequest& request);
 
+  // Every route that this service answers, the extension's too.
+  std::vector<RouteName> routes() const;
+
   void close() { admission_.close(); }  // those who wait are turned away with 503
   const ServiceOptions& options() const { return options_; }
 
  private:
   struct Completion;  // one chat request on its way
   struct Route;
+  static const std::array<Route, 11> kRoutes;
   static const Route* find_route(std::string_view path);
 
   bool is_extension(const HttpRequest& request) const;

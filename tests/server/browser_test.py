@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from serving import Server  # noqa: E402
+from serving import Server, as_described  # noqa: E402
 
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
@@ -134,6 +134,16 @@ def trains(story):
     story.picture("6-result")
 
 
+def is_as_described(server):
+    """A finetuning with its curve and reports is what /openapi.json says."""
+    document = json.loads(server.ask("GET", "/openapi.json")[1])
+    job = json.loads(server.ask("GET", "/playground/jobs")[1])["data"][0]["id"]
+    text = server.ask("GET", f"/playground/jobs/{job}")[1]
+    progress = json.loads(text)["progress"]
+    assert progress["curve"] and progress["validation"] and progress["finetuned"]["failures"] is not None
+    as_described(document, document["paths"]["/playground/jobs/{job}"]["get"], text)
+
+
 def downloads(story, folder):
     with story.page.expect_download() as download:
         story.page.click("text=Download bundle")
@@ -230,6 +240,7 @@ def main():
                 edits_tools(story)
                 makes_rows(story)
                 trains(story)
+                is_as_described(server)
                 downloads(story, folder)
                 asks(story)
                 adds_and_compares(story, folder)

@@ -2,15 +2,16 @@
 """What needle-serve promises of its API: bad bodies, limits, every field, the openai package, curl, the OpenAPI document.
 
 usage: contract_test.py NEEDLE_SERVE MODEL.needle SLOW.needle
-The parts that need the packages openai and openapi-spec-validator are skipped where they are not installed.
+The parts that need the packages openai, jsonschema and openapi-spec-validator are skipped where they are not installed.
 """
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
-from serving import CHAT, TOOLS, Server, chat, need_models, run_checks
+from serving import CHAT, HAS_JSONSCHEMA, TOOLS, Server, as_described, chat, need_models, run_checks
 
 SCHEMA = {"type": "object", "properties": {"time": {"type": "string"}, "day": {"enum": ["mon", "tue"]}}, "required": ["day"]}
 
@@ -206,11 +207,39 @@ def check_curl(server):
 
 
 def check_openapi(server):
+    """Each route that is described is there, no other method is, and a playground's replies are as described."""
     document = json.loads(server.ask("GET", "/openapi.json")[1])
-    for path, methods in document["paths"].items():  # what it describes is there
-        for method in methods:
-            concrete = path.replace("{model}", json.loads(server.ask("GET", "/v1/models")[1])["data"][0]["id"])
-            assert server.ask(method.upper(), concrete, b"{}" if method == "post" else None)[0].status not in (404, 405), path
+    source = {"kind": "synth", "count": 30}
+    job = server.post({"name": "mine", "tools": TOOLS, "source": source}, "/playground/jobs")["id"]
+    names = {"model": json.loads(server.ask("GET", "/v1/models")[1])["data"][0]["id"], "file": "playground.js", "job": job, "first": "0",
+             "upload": server.post({"kind": "rows", "bytes": 3}, "/playground/uploads")["id"]}
+    bodies = {  # one that is taken; {} elsewhere
+        "/playground/uploads": {"kind": "rows", "bytes": 3}, "/playground/jobs": {"tools": TOOLS, "source": source}, "/playground/uploads/{upload}": b"{}\n",
+        "/playground/jobs/{job}/rows": {"rows": [{"query": "wake me at dawn", "answers": [{"name": "setAlarm", "arguments": {"time": "dawn"}}]}]},
+        "/playground/jobs/{job}/start": {"shape": "huge"}}  # refused: nothing is trained here
+    refused = set()
+    for path, methods in sorted(document["paths"].items(), key=lambda item: item[0].endswith("remove")):
+        concrete = path.format(**names)
+        piece = path == "/playground/uploads/{upload}"
+        headers = {"Content-Type": "application/octet-stream", "Upload-Offset": "0"} if piece else {}
+        for method in {"GET", "POST", "PUT", "DELETE"} - {name.upper() for name in methods}:
+            assert server.ask(method, concrete, b"{}", headers)[0].status in (404, 405), (method, path)
+        for method, description in methods.items():
+            body = bodies.get(path, {}) if method == "post" else None
+            reply, text = server.ask(method.upper(), concrete, body, headers)
+            assert reply.status not in (404, 405), (method, path, text[:300])
+            if path.startswith("/playground") and reply.status != 200:
+                refused.add(path.rsplit("/", 1)[1])
+            elif path.startswith("/playground"):
+                as_described(document, description, text)
+    assert refused == {"start", "cancel", "resume", "models", "bundle"}, refused
+    as_described(document, document["paths"]["/playground/jobs"]["get"], b'{"data": [], "active": ""}')
+    for wrong in [b"{}", b'{"data": [], "active": "", "odd": 1}']:
+        try:
+            as_described(document, document["paths"]["/playground/jobs"]["get"], wrong)
+        except Exception:
+            continue
+        assert not HAS_JSONSCHEMA, "the schema takes anything"
     try:
         import openapi_spec_validator
     except ImportError:
@@ -229,7 +258,7 @@ def check_openapi(server):
 def main():
     program, model = sys.argv[1:3]
     need_models([model])
-    with Server(program, "-m", model) as server:
+    with tempfile.TemporaryDirectory() as workspace, Server(program, "-m", model, "--workspace", workspace) as server:
         run_checks([check_bad_bodies, check_odd_but_right, check_fields, check_streams, check_openai, check_curl, check_openapi], [server])
         return run_checks([check_sizes], [server, program, model])
 

@@ -11,6 +11,13 @@ import sys
 import threading
 import time
 
+try:
+    import jsonschema
+    HAS_JSONSCHEMA = True
+except ImportError:
+    print("jsonschema is not installed: replies are not held against their schemas")
+    HAS_JSONSCHEMA = False
+
 TOOLS = [{"type": "function", "function": {"name": "setAlarm", "parameters": {
     "type": "object", "properties": {"time": {"type": "string"}}, "required": ["time"]}}}]
 CHAT = "/v1/chat/completions"
@@ -119,6 +126,26 @@ def http_post(body, path=CHAT, host="localhost"):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return (f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
             .encode() + data)
+
+
+def closed(schema):
+    """The schema, in which an object that lists its properties has no others."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: closed(value) for key, value in schema.items()}
+    return {"additionalProperties": False, **parts} if isinstance(schema.get("properties"), dict) else parts
+
+
+def as_described(document, operation, text):
+    """Raises unless a reply's bytes are what the OpenAPI document says of the operation's status 200, and nothing beside."""
+    response = operation["responses"]["200"]
+    if "$ref" in response:
+        response = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+    schema = closed({**response["content"]["application/json"]["schema"], "components": document["components"]})
+    if HAS_JSONSCHEMA:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
 
 
 def run_checks(checks, arguments):
