@@ -197,6 +197,49 @@ def adds_and_compares(story, folder):
     story.picture("8-compared")
 
 
+def corrects(story, server):
+    """A wrong answer is corrected on the page, refused while it is wrong itself, and trained on in the next finetuning."""
+    page = story.page
+    page.click("#tab-finetune")
+    cases = page.locator("#job .failure")
+    assert cases.count() >= 2, "six passes over 90 rows should leave something wrong"
+    details = page.locator("#job details:has(.failure)")
+    if details.get_attribute("open") is None:
+        details.locator("summary").click()
+    assert max(case.bounding_box()["height"] for case in cases.all()) < 420, "an answer that does not end fills the page"
+    assert not page.is_checked("[aria-label='Take case 1']")
+    query = page.input_value("[aria-label='Case 1: request']")
+    button = "button:text('New finetuning with the chosen cases')"
+    page.fill("[aria-label='Case 1: calls as JSON']", "[{")
+    assert page.is_checked("[aria-label='Take case 1']")  # what was edited is meant
+    page.click(button)
+    story.said("Case 1: the calls are not JSON")
+    page.fill("[aria-label='Case 1: calls as JSON']", '[{"name": "set_alarm", "arguments": {"tim": "noon"}}]')
+    page.click(button)
+    story.said("rows[0].answers[0].arguments")
+    page.fill("[aria-label='Case 1: request']", f"{query}, at noon that is")
+    page.fill("[aria-label='Case 1: calls as JSON']", '[{"name": "set_alarm", "arguments": {"time": "noon"}}]')
+    story.names()
+    story.picture("9-corrected")
+    page.click(button)
+    page.wait_for_selector("#job h2:has-text('ready to train')")
+    story.said("A new finetuning with 92 rows, 1 of them added")  # case 2 was not chosen
+    jobs = json.loads(server.ask("GET", "/playground/jobs")[1])["data"]
+    assert [job["rows"] for job in jobs] == [92, 91], jobs
+    rows = json.loads(server.ask("GET", f"/playground/jobs/{jobs[0]['id']}/rows/91")[1])["rows"]
+    assert [row["query"] for row in rows] == [f"{query}, at noon that is"], rows
+    assert rows[0]["answers"] == [{"name": "set_alarm", "arguments": {"time": "noon"}}]
+    for place in ["26 to 50", "51 to 75", "76 to 92"]:
+        page.click("#job button:text('Later')")
+        page.wait_for_selector(f"#job .bar:has-text('{place}')")
+    assert "at noon that is" in story.text("#job table.rows")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("button:text('Remove')")
+    page.wait_for_function("() => document.querySelectorAll('#jobs [data-job]').length === 1")
+    page.click("#jobs [data-job]")
+    page.wait_for_selector("#job h2:has-text('mine: done')")
+
+
 def begins_again(story):
     """Rows of a finished finetuning begin the next, from where it ended; cancelled, it can go on."""
     page = story.page
@@ -209,7 +252,7 @@ def begins_again(story):
     page.click("button:text('Cancel')")
     page.wait_for_selector("#job h2:has-text('cancelled')", timeout=60_000)
     assert page.is_visible("button:text('Continue')")
-    story.picture("9-cancelled")
+    story.picture("10-cancelled")
 
 
 def main():
@@ -244,6 +287,7 @@ def main():
                 downloads(story, folder)
                 asks(story)
                 adds_and_compares(story, folder)
+                corrects(story, server)
                 begins_again(story)
             except Exception:
                 page.screenshot(path=screenshots / "failed.png", full_page=True)

@@ -207,7 +207,7 @@ function failuresPart(job, failures) {
     const row = rowEditor(failure.query, failure.reference, `Case ${index + 1}`);
     const take = element('input', {type: 'checkbox', 'aria-label': `Take case ${index + 1}`});
     row.node.addEventListener('input', () => { take.checked = true; });
-    return {take, row, node: element('div', {class: 'failure'}, element('label', {}, take, ` ${failure.reasons.join(', ')}`),
+    return {take, row, node: element('div', {class: 'failure'}, element('label', {class: 'reasons'}, take, ` ${failure.reasons.join(', ')}`),
       row.node, element('p', {class: 'hint'}, 'It answered: ', element('code', {}, failure.prediction || 'nothing')))};
   });
   return element('details', {}, element('summary', {}, `Wrong answers (${failures.length})`),
