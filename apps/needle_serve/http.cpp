@@ -14,6 +14,7 @@
 
 #include "needle/core/error.h"
 #include "needle/core/file.h"
+#include "needle/server/endpoint_rows.h"
 #include "needle/server/http_server.h"
 #include "needle/server/playground.h"
 
@@ -28,6 +29,7 @@ struct ServeCommand {
   HttpServerOptions http;
   ServiceOptions service;
   std::string workspace;
+  std::string endpoint_ca;
   bool insecure = false;
 };
 
@@ -96,6 +98,9 @@ std::unique_ptr<Playground> make_playground(const ServeCommand& options) {
   if (cache.empty() && options.workspace.empty()) {
     return nullptr;
   }
+  if (!options.endpoint_ca.empty()) {
+    check_ca_file(options.endpoint_ca);
+  }
   const std::filesystem::path released = cache / "released" / "needle.pkl";
   return std::make_unique<Playground>(PlaygroundOptions{
       .folder = options.workspace.empty() ? cache / "playground"
@@ -103,6 +108,7 @@ std::unique_ptr<Playground> make_playground(const ServeCommand& options) {
       .released = std::filesystem::exists(released) ? released : std::filesystem::path(),
       .train_program = find_program("needle-train"),
       .export_program = find_program("needle-export"),
+      .endpoint_ca = options.endpoint_ca,
       .limits = options.service.limits,
       .uploads = {}});
 }
@@ -150,6 +156,10 @@ void add_access_options(CLI::App& app, ServeCommand& options) {
   app.add_option("--workspace", options.workspace,
                  "Folder where the page keeps uploaded models, rows and finetunings; default: "
                  "playground in NEEDLE_HOME (~/.cache/needle)");
+  app.add_option("--endpoint-ca", options.endpoint_ca,
+                 "Certificates (PEM) that may sign for an https endpoint which the page asks for "
+                 "rows, instead of those that this machine trusts")
+      ->type_name("FILE");
   app.add_option("--host", options.http.host, "Address to listen on")->capture_default_str();
   app.add_option("--port", options.http.port, "Port; 0: any free one")
       ->check(CLI::Range(0, 65535))

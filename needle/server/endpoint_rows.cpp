@@ -59,12 +59,58 @@ std::string prompt(const EndpointRequest& request, std::int64_t batch) {
       write_compact(JsonValue(tools), JsonEscapes::kUtf8), kBatch, batch + 1);
 }
 
+// Why no reply came, and what to do.
+std::string why(const httplib::Client& client, httplib::Error error,
+                const std::filesystem::path& ca_file) {
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+  constexpr std::string_view kRemedy =
+      "nothing was sent. If the endpoint is one that you trust, give its certificate, or that of "
+      "who signed it, to needle-serve --endpoint-ca FILE";
+  switch (error) {
+    case httplib::Error::SSLServerVerification:
+      switch (client.get_openssl_verify_result()) {  // X509_V_*, names that need OpenSSL itself
+        case 0:
+          return "its certificate is for another host's name; nothing was sent. Ask for it by the "
+                 "name in its certificate";
+        case 9:
+          return "its certificate is not valid yet; nothing was sent. Is the clock right?";
+        case 10:
+          return "its certificate has expired; nothing was sent";
+        case 18:
+        case 19:
+        case 20:
+        case 21:
+          return format("its certificate is signed by nobody {}; {}",
+                        ca_file.empty() ? "whom this machine trusts" : "in the file given",
+                        kRemedy);
+        default:
+          return format("its certificate is not accepted (OpenSSL's reason {}); {}",
+                        client.get_openssl_verify_result(), kRemedy);
+      }
+    case httplib::Error::SSLLoadingCerts:
+      return ca_file.empty() ? "this machine's trusted certificates cannot be read"
+                             : format("{}: expected certificates in PEM form", ca_file);
+    case httplib::Error::SSLConnection:
+      return "it does not answer as https does; is its address one of http://?";
+    default:
+      break;
+  }
+#endif
+  return httplib::to_string(error);
+}
+
 // The content of the reply's message. Throws Error with what the endpoint says.
 std::string ask(const EndpointRequest& request, std::int64_t batch) {
   const Address address = address_of(request.endpoint);
   httplib::Client client(address.origin);
   client.set_connection_timeout(std::chrono::seconds(15));
   client.set_read_timeout(kReplyTime);
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+  client.enable_server_certificate_verification(true);  // the default, which this relies on
+  if (!request.endpoint.ca_file.empty()) {
+    client.set_ca_cert_path(request.endpoint.ca_file.string());
+  }
+#endif
   httplib::Request http;
   http.method = "POST";
   http.path = address.path;
@@ -82,7 +128,8 @@ std::string ask(const EndpointRequest& request, std::int64_t batch) {
   };
   const httplib::Result result = client.send(http);
   if (!result) {
-    throw Error(format("{}: {}", address.origin, httplib::to_string(result.error())));
+    throw Error(
+        format("{}: {}", address.origin, why(client, result.error(), request.endpoint.ca_file)));
   }
   const Json reply = Json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (result->status != 200) {
@@ -105,6 +152,13 @@ void check_endpoint(const RowEndpoint& endpoint) {
   address_of(endpoint);
   if (endpoint.key.find_first_of("\r\n") != std::string::npos) {
     throw DataError("the key: expected one line");
+  }
+}
+
+void check_ca_file(const std::filesystem::path& path) {
+  constexpr std::string_view kBegin = "-----BEGIN CERTIFICATE-----";
+  if (read_file(path).find(kBegin) == std::string::npos) {
+    throw FormatError(format("{}: expected certificates in PEM form ({})", path, kBegin));
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -17,7 +18,12 @@ struct RowEndpoint {
   std::string url;    // "https://api.example.org/v1", what comes before /chat/completions
   std::string model;  // as the endpoint calls it
   std::string key;    // kept in memory only; "" sends none
+  // PEM: who may have signed the certificate of an https endpoint. Empty: whom this machine trusts.
+  std::filesystem::path ca_file;
 };
+
+// Throws FileError if `path` cannot be read and FormatError if it holds no PEM certificate.
+void check_ca_file(const std::filesystem::path& path);
 
 // Throws DataError if `url` is not http:// or https:// with a host.
 void check_endpoint(const RowEndpoint& endpoint);

@@ -21,6 +21,7 @@ struct PlaygroundOptions {
   std::filesystem::path released;  // the published weights, if they are there; else empty
   std::filesystem::path train_program;
   std::filesystem::path export_program;
+  std::filesystem::path endpoint_ca;  // RowEndpoint::ca_file
   std::uint64_t min_free_bytes = std::uint64_t{256} << 20;
   ServerLimits limits;
   UploadLimits uploads;

@@ -106,7 +106,8 @@ std::string Playground::add_made_job(const std::string& kind, const JsonValue& b
   }
   const RowEndpoint endpoint{.url = text_of(source, "url"),
                              .model = text_of(source, "model"),
-                             .key = text_of(source, "key")};
+                             .key = text_of(source, "key"),
+                             .ca_file = options_.endpoint_ca};
   try {
     check_endpoint(endpoint);
   } catch (const DataError& error) {
