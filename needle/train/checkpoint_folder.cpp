@@ -130,9 +130,10 @@ std::optional<CheckpointRef> CheckpointFolder::marked(const char* marker) const 
 
 std::optional<CheckpointRef> CheckpointFolder::best() const { return marked("best"); }
 
-std::optional<CheckpointRef> CheckpointFolder::newest_valid(
-    std::vector<std::string>& warnings) const {
-  const std::vector<CheckpointRef> all = list();
+std::optional<CheckpointRef> CheckpointFolder::newest_valid(std::vector<std::string>& warnings,
+                                                            std::int64_t last_step) const {
+  std::vector<CheckpointRef> all = list();
+  std::erase_if(all, [last_step](const CheckpointRef& ref) { return ref.step > last_step; });
   for (auto checkpoint = all.rbegin(); checkpoint != all.rend(); ++checkpoint) {
     const std::string damage = checkpoint_damage(checkpoint->path);
     if (damage.empty()) {
@@ -145,6 +146,18 @@ std::optional<CheckpointRef> CheckpointFolder::newest_valid(
                              all.size(), warnings.front()));
   }
   return std::nullopt;
+}
+
+void CheckpointFolder::remove_after(std::int64_t step) {
+  write_file_atomic(folder_ / "latest", path_of(step).filename().string() + "\n");
+  const std::vector<CheckpointRef> all = list();
+  for (auto one = all.rbegin(); one != all.rend() && one->step > step; ++one) {
+    std::error_code error;
+    fs::remove_all(one->path, error);
+    if (error) {
+      throw FileError(format("{}: cannot be removed: {}", one->path, error.message()));
+    }
+  }
 }
 
 void CheckpointFolder::rotate() {

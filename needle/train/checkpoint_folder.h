@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -48,9 +49,16 @@ class CheckpointFolder {
   std::vector<CheckpointRef> list() const;  // by step, oldest first; damaged ones too
   std::optional<CheckpointRef> best() const;
 
-  // The newest checkpoint without damage. What is wrong with newer ones goes to `warnings`. Nothing
-  // if there is none; throws FormatError if there are some and all are damaged.
-  std::optional<CheckpointRef> newest_valid(std::vector<std::string>& warnings) const;
+  // The newest checkpoint without damage, none after `last_step` looked at. What is wrong with
+  // newer ones goes to `warnings`. Nothing if there is none; throws FormatError if there are some
+  // and all are damaged.
+  std::optional<CheckpointRef> newest_valid(
+      std::vector<std::string>& warnings,
+      std::int64_t last_step = std::numeric_limits<std::int64_t>::max()) const;
+
+  // Removes the checkpoints after that of `step`, the newest first; `latest` then names it. What
+  // cannot be removed is a FileError.
+  void remove_after(std::int64_t step);
 
  private:
   std::optional<CheckpointRef> marked(const char* marker) const;

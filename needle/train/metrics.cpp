@@ -18,13 +18,21 @@ constexpr std::string_view kMetricsFile = "metrics.jsonl";
 // JSON has no NaN: a loss that is not a number is written as null.
 Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
-std::filesystem::path keep_until(const std::filesystem::path& path, std::int64_t step) {
+bool is_rollback(const Json& record) { return record.value("kind", "") == "rollback"; }
+
+// What a run that is at `step`, having gone back `rollbacks` times, has recorded.
+std::filesystem::path keep_until(const std::filesystem::path& path, std::int64_t step,
+                                 std::int64_t rollbacks) {
   if (!std::filesystem::exists(path)) {
     return path;
   }
   std::string kept;
+  std::int64_t seen = 0;  // roll-backs
   for (const Json& record : read_metrics(path.parent_path())) {
-    if (record.value("step", std::int64_t{0}) <= step) {
+    if (is_rollback(record) && seen++ == rollbacks) {
+      break;
+    }
+    if (seen < rollbacks || is_rollback(record) || record.value("step", std::int64_t{0}) <= step) {
       kept += record.dump() + "\n";
     }
   }
@@ -99,8 +107,19 @@ std::string ValidationRecord::console_line() const {
   return line;
 }
 
-MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, std::int64_t resume_step)
-    : path_(keep_until(run_folder / kMetricsFile, resume_step)),
+Json RollbackRecord::to_json() const {
+  return {{"kind", "rollback"},
+          {"step", step},
+          {"from_step", from_step},
+          {"reason", reason},
+          {"rollbacks", rollbacks},
+          {"lr_scale", number(lr_scale)},
+          {"lr_scale_until", lr_scale_until}};
+}
+
+MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, std::int64_t resume_step,
+                             std::int64_t rollbacks)
+    : path_(keep_until(run_folder / kMetricsFile, resume_step, rollbacks)),
       file_(path_, std::ios::binary | std::ios::app),
       tensorboard_(run_folder / "tensorboard", resume_step) {
   if (!file_) {
@@ -130,6 +149,11 @@ void MetricsWriter::write(const ValidationRecord& record) {
     scalars.emplace_back("validation/" + name, value);
   }
   tensorboard_.write(record.step, scalars);
+}
+
+void MetricsWriter::write(const RollbackRecord& record) {
+  write_line(record.to_json());
+  tensorboard_ = TensorBoardWriter(path_.parent_path() / "tensorboard", record.step);
 }
 
 void MetricsWriter::write_line(const Json& record) {
@@ -168,6 +192,12 @@ std::filesystem::path write_loss_chart(const std::filesystem::path& run_folder,
   std::vector<ChartPoint> training, validation, validation_int4;
   for (const Json& record : read_metrics(run_folder)) {
     const auto step = static_cast<double>(record.value("step", std::int64_t{0}));
+    if (is_rollback(record)) {  // the chart shows what the run went on from
+      for (auto* points : {&training, &validation, &validation_int4}) {
+        std::erase_if(*points, [step](const ChartPoint& point) { return point.x > step; });
+      }
+      continue;
+    }
     const auto add = [&](std::vector<ChartPoint>& points, const char* key, bool is_perplexity) {
       if (const auto found = record.find(key); found != record.end() && found->is_number()) {
         const double value = found->get<double>();

@@ -52,22 +52,38 @@ struct ValidationRecord {
   std::string console_line() const;
 };
 
+// The run went back to the checkpoint of `step`. What was recorded between `step` and `from_step`
+// stays in metrics.jsonl, above this record; step numbers begin again below it.
+struct RollbackRecord {
+  std::int64_t step = 0;
+  std::int64_t from_step = 0;
+  std::string reason;
+  std::int64_t rollbacks = 0;  // of the run so far, this one included
+  double lr_scale = 1.0;       // of the schedule's rates, while steps are below lr_scale_until
+  std::int64_t lr_scale_until = 0;
+
+  Json to_json() const;
+};
+
 // Appends to RUN/metrics.jsonl and RUN/tensorboard/. Not thread-safe. Throws FileError, e.g. on a
 // full disk.
 class MetricsWriter {
  public:
-  // Records after `resume_step` are dropped from the file: the resumed run writes them again. A
-  // last line that a killed process left incomplete goes too.
-  MetricsWriter(const std::filesystem::path& run_folder, std::int64_t resume_step);
+  // What was recorded after `resume_step`, counted behind the last of `rollbacks` roll-backs, is
+  // dropped from the file: the resumed run writes it again. A last line that a killed process left
+  // incomplete goes too.
+  MetricsWriter(const std::filesystem::path& run_folder, std::int64_t resume_step,
+                std::int64_t rollbacks = 0);
 
   void write(const StepRecord& record);
   void write(const ValidationRecord& record);
+  void write(const RollbackRecord& record);
 
  private:
   void write_line(const Json& record);
   std::filesystem::path path_;
   std::ofstream file_;
-  TensorBoardWriter tensorboard_;
+  TensorBoardWriter tensorboard_;  // a new one after a roll-back
 };
 
 // Every complete record of RUN/metrics.jsonl; empty if there is no such file.

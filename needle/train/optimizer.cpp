@@ -154,8 +154,12 @@ void Optimizer::step_adam() {
              config_.adam);
 }
 
-double Optimizer::lr_adam() const { return config_.adam.peak_lr * schedule_.scale(updates_); }
-double Optimizer::lr_muon() const { return config_.muon.peak_lr * schedule_.scale(updates_); }
+double Optimizer::lr_adam() const {
+  return config_.adam.peak_lr * schedule_.scale(updates_) * lr_scale_;
+}
+double Optimizer::lr_muon() const {
+  return config_.muon.peak_lr * schedule_.scale(updates_) * lr_scale_;
+}
 
 NamedTensors Optimizer::state_dict() const {
   NamedTensors state{{"updates", count_tensor(updates_)}};

@@ -61,6 +61,8 @@ class Optimizer {
   std::int64_t updates() const { return updates_; }  // done so far
   double lr_adam() const;                            // of the next update: what step() will use
   double lr_muon() const;
+  // Multiplies the schedule's rates from the next update on; not part of the state.
+  void set_lr_scale(double scale) { lr_scale_ = scale; }
   const Schedule& schedule() const { return schedule_; }
   const OptimizerConfig& config() const { return config_; }
 
@@ -96,6 +98,7 @@ class Optimizer {
   std::vector<MuonLeaf> muon_;
   std::vector<AdamLeaf> adam_;
   std::int64_t updates_ = 0;
+  double lr_scale_ = 1.0;
 };
 
 }  // namespace needle

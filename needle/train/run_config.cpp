@@ -69,7 +69,7 @@ void flatten(const Json& json, const std::string& path,
 // Fields that change what is written, when, or where it is computed, but not what is learned.
 // (Another device or thread count changes rounding; that is the user's choice.)
 bool may_differ(const std::string& field) {
-  constexpr std::array<std::string_view, 14> kFree = {"output",
+  constexpr std::array<std::string_view, 15> kFree = {"output",
                                                       "tokenizer.",
                                                       "data.train",
                                                       "data.validation",
@@ -81,6 +81,7 @@ bool may_differ(const std::string& field) {
                                                       "train.checkpoint_every",
                                                       "train.keep_checkpoints",
                                                       "train.max_bad_steps",
+                                                      "train.spike.",
                                                       "train.rank_",
                                                       "validate."};
   return std::any_of(kFree.begin(), kFree.end(),
@@ -112,6 +113,11 @@ void RunConfig::check(std::string_view where) const {
   at_least("train.keep_checkpoints", train.keep_checkpoints, 1);
   at_least("train.validate_every", train.validate_every, 0);
   at_least("train.max_bad_steps", train.max_bad_steps, 1);
+  at_least("train.spike.min_steps", train.spike.min_steps, 2);
+  at_least("train.spike.window", train.spike.window, train.spike.min_steps);
+  at_least("train.spike.steps", train.spike.steps, 1);
+  at_least("train.spike.lr_steps", train.spike.lr_steps, 0);
+  at_least("train.spike.max_rollbacks", train.spike.max_rollbacks, 0);
   at_least("data.validation_rows", data.validation_rows, 0);
   at_least("data.rows.prompt.max_enc_len", data.rows.prompt.max_enc_len, 8);
   at_least("data.rows.prompt.max_dec_len", data.rows.prompt.max_dec_len, 8);
@@ -124,6 +130,15 @@ void RunConfig::check(std::string_view where) const {
           "0 or more, below 1");
   require(train.time_budget_s >= 0.0, where, "train.time_budget_s", train.time_budget_s,
           "0 or more seconds");
+  const auto not_negative = [&](std::string_view field, double value) {
+    require(value >= 0.0, where, field, value, "0 or more");
+  };
+  not_negative("train.spike.deviations", train.spike.deviations);
+  not_negative("train.spike.loss_rise", train.spike.loss_rise);
+  require(train.spike.grad_norm_factor == 0.0 || train.spike.grad_norm_factor >= 1.0, where,
+          "train.spike.grad_norm_factor", train.spike.grad_norm_factor, "1 or more, or 0 (never)");
+  require(train.spike.lr_factor > 0.0 && train.spike.lr_factor <= 1.0, where,
+          "train.spike.lr_factor", train.spike.lr_factor, "more than 0, at most 1");
   require(train.rank_silence_s >= 1.0, where, "train.rank_silence_s", train.rank_silence_s,
           "1 second or more");
   require(train.rank_progress_s >= 1.0, where, "train.rank_progress_s", train.rank_progress_s,

@@ -21,6 +21,7 @@
 #include "needle/text/tokenizer_trainer.h"
 #include "needle/train/device.h"
 #include "needle/train/optimizer.h"
+#include "needle/train/spike.h"
 #include "needle/train/train_step.h"
 #include "needle/train/validate.h"
 
@@ -86,6 +87,7 @@ struct TrainConfig {
   std::int64_t keep_checkpoints = 3;
   std::int64_t validate_every = 0;
   std::int64_t max_bad_steps = 10;
+  SpikeConfig spike;
   double rank_silence_s = 30.0;
   double rank_progress_s = 1800.0;
 
@@ -93,10 +95,11 @@ struct TrainConfig {
   static void visit_fields(Self& self, Visitor&& visit) {
     visit("batch_size", self.batch_size,
           "Rows in one forward pass; a packed row holds several examples");
-    visit("batch_scope", self.batch_scope,
-          "Several ranks: global shares batch_size rows out, so that the run learns the same on any "
-          "number of them; rank gives each as many, and as in the reference Adam's peak rate grows "
-          "with their number, Muon's with its root");
+    visit(
+        "batch_scope", self.batch_scope,
+        "Several ranks: global shares batch_size rows out, so that the run learns the same on any "
+        "number of them; rank gives each as many, and as in the reference Adam's peak rate grows "
+        "with their number, Muon's with its root");
     visit("grad_accumulation", self.grad_accumulation,
           "Forward passes whose gradients add up to one step");
     visit("epochs", self.epochs, "Passes over the data");
@@ -128,6 +131,7 @@ struct TrainConfig {
           "Steps between two validations; 0: at the end of each epoch");
     visit("max_bad_steps", self.max_bad_steps,
           "Steps in a row that may be skipped because a number is not finite");
+    visit("spike", self.spike, "Spikes of the loss: roll back, slower, go on");
     visit("rank_silence_s", self.rank_silence_s,
           "Several ranks: one without a sign of life for so long is given up, and all stop");
     visit("rank_progress_s", self.rank_progress_s,

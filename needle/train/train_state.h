@@ -8,6 +8,7 @@
 #include <string>
 
 #include "needle/data/sampler.h"
+#include "needle/train/spike.h"
 
 namespace needle {
 
@@ -24,6 +25,12 @@ struct TrainState {
   std::optional<double> best_score;
   std::int64_t best_step = 0;
   std::int64_t ranks = 1;
+  SpikeState spike;
+  std::int64_t rollbacks = 0;
+  double lr_scale = 1.0;
+  std::int64_t lr_scale_until = 0;
+  bool validation_due = false;
+  bool checkpoint_due = false;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -40,6 +47,13 @@ struct TrainState {
     visit("best_score", self.best_score, "Best validation score so far");
     visit("best_step", self.best_step, "Step of the best checkpoint");
     visit("ranks", self.ranks, "Processes that trained it, at the last checkpoint");
+    visit("spike", self.spike, "What loss and gradient norm usually are");
+    visit("rollbacks", self.rollbacks, "Returns to an earlier checkpoint so far");
+    visit("lr_scale", self.lr_scale,
+          "Learning rates after a roll-back, as a part of the schedule's");
+    visit("lr_scale_until", self.lr_scale_until, "The step from which they are whole again");
+    visit("validation_due", self.validation_due, "Put off until the loss is as usual");
+    visit("checkpoint_due", self.checkpoint_due, "Likewise");
   }
 };
 

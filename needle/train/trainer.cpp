@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
@@ -33,20 +34,21 @@ NamedTensors cloned(const NamedTensors& tensors) {
 
 std::int64_t world_of(const Ranks* ranks) { return ranks != nullptr ? ranks->world() : 1; }
 
+}  // namespace
+
 // Of global batches: every rank draws the same rows and takes its slice.
-SamplerOptions sampler_options(const TrainingData& data, const TrainConfig& train,
-                               const Ranks* ranks) {
-  const std::int64_t shares = train.batch_scope == BatchScope::kRank ? world_of(ranks) : 1;
-  return {.row_count = static_cast<std::int64_t>(data.rows.size()),
+SamplerOptions Trainer::sampler_options() const {
+  const TrainConfig& train = config_.train;
+  const std::int64_t shares = train.batch_scope == BatchScope::kRank ? world_of(hooks_.ranks) : 1;
+  return {.row_count = static_cast<std::int64_t>(data_.rows.size()),
           .batch_rows = train.batch_size * shares,
           .seed = train.seed};
 }
 
-}  // namespace
-
 Json TrainSummary::to_json() const {
   return {{"steps", steps},
           {"skipped", skipped},
+          {"rollbacks", rollbacks},
           {"last_loss", std::isfinite(last_loss) ? Json(last_loss) : Json(nullptr)},
           {"seconds", seconds},
           {"tokens_per_second", tokens_per_second},
@@ -64,7 +66,7 @@ Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, Tra
       hooks_(std::move(hooks)),
       device_(model_->embedding->weight.device()),
       checkpoints_(config.output, config.train.keep_checkpoints),
-      sampler_(sampler_options(data_, config.train, hooks_.ranks)),
+      sampler_(sampler_options()),
       last_loss_(std::numeric_limits<double>::quiet_NaN()) {
   model_->set_dropout_rate(config_.train.dropout);
   state_.data_hash = data_.hash;
@@ -97,12 +99,14 @@ OptimizerConfig Trainer::optimizer_config() const {
   return config;
 }
 
-// The newest checkpoint that is whole; all ranks take the one that the first finds.
-std::optional<CheckpointRef> Trainer::checkpoint_to_resume() const {
+// What `find` says on the first rank, on all of them.
+std::optional<CheckpointRef> Trainer::agreed_checkpoint(
+    const std::function<std::optional<CheckpointRef>(std::vector<std::string>& warnings)>& find)
+    const {
   std::vector<std::string> warnings;
   std::optional<CheckpointRef> checkpoint;
   if (is_first()) {
-    checkpoint = checkpoints_.newest_valid(warnings);
+    checkpoint = find(warnings);
   }
   for (const std::string& warning : warnings) {
     log_warning("{}", warning);
@@ -119,7 +123,8 @@ std::optional<CheckpointRef> Trainer::checkpoint_to_resume() const {
 }
 
 bool Trainer::resume() {
-  const auto checkpoint = checkpoint_to_resume();
+  const auto checkpoint = agreed_checkpoint(
+      [&](std::vector<std::string>& warnings) { return checkpoints_.newest_valid(warnings); });
   if (!checkpoint) {
     log_info("{}: no checkpoint to go on from, the run begins", config_.output);
     return false;
@@ -128,12 +133,21 @@ bool Trainer::resume() {
   const fs::path config_path = folder / "config.json";
   check_same_run(from_json<RunConfig>(read_json_file(config_path), config_path.string()), config_);
   load_checkpoint(folder);
-  if (is_first() && state_.best_score && fs::exists(checkpoints_.path_of(state_.best_step))) {
-    checkpoints_.mark_best(
-        state_.best_step);  // a crash may have come between a checkpoint and its mark
-  }
+  mark_best_again();
   log_info("going on from {} (step {} of {})", folder, state_.step, state_.total_steps);
   return true;
+}
+
+// A crash may have come between a checkpoint and its mark, or a roll-back may have removed it.
+void Trainer::mark_best_again() {
+  if (!state_.best_score) {
+    return;
+  }
+  if (!fs::exists(checkpoints_.path_of(state_.best_step))) {
+    state_.best_score.reset();
+  } else if (is_first()) {
+    checkpoints_.mark_best(state_.best_step);
+  }
 }
 
 void Trainer::load_checkpoint(const fs::path& folder) {
@@ -157,7 +171,7 @@ void Trainer::load_checkpoint(const fs::path& folder) {
   make_optimizer();
   const NamedTensors saved = load_tensors(folder / "optimizer.safetensors");
   optimizer_->load_state_dict(replicas_ ? replicas_->own_part(saved) : saved);
-  sampler_ = Sampler(sampler_options(data_, config_.train, hooks_.ranks), state_.sampler);
+  sampler_ = Sampler(sampler_options(), state_.sampler);
   saved_step_ = state_.step;
 }
 
@@ -179,15 +193,11 @@ TrainSummary Trainer::run() {
     }
     while (state_.step < state_.total_steps) {
       const bool stop = advance();
+      if (!go_back_if_bad()) {
+        validate_and_save_when_due();
+      }
       if (progress) {
         progress->set(static_cast<std::uint64_t>(state_.step));
-      }
-      const bool last = state_.step == state_.total_steps;
-      if (hooks_.validate && (last || is_due(config_.train.validate_every))) {
-        validate();
-      }
-      if (last || is_due(config_.train.checkpoint_every)) {
-        save();
       }
       if (stop || (!replicas_ && hooks_.should_stop && hooks_.should_stop())) {
         save();
@@ -212,6 +222,7 @@ TrainSummary Trainer::run() {
   }
   return {.steps = state_.step,
           .skipped = state_.skipped_total,
+          .rollbacks = state_.rollbacks,
           .last_loss = last_loss_,
           .seconds = state_.seconds,
           .tokens_per_second = state_.seconds > 0.0 ? tokens / state_.seconds : 0.0,
@@ -227,13 +238,17 @@ void Trainer::begin() {
   if (!optimizer_) {
     make_optimizer();
   }
-  train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed,
-                      hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0, replicas_.get());
+  make_train_step();
   if (is_first()) {
     fs::create_directories(config_.output);
     write_json_file(config_.output / "config.json", config_json());
-    metrics_.emplace(config_.output, state_.step);
+    metrics_.emplace(config_.output, state_.step, state_.rollbacks);
   }
+}
+
+void Trainer::make_train_step() {
+  train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed,
+                      hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0, replicas_.get());
 }
 
 std::int64_t Trainer::planned_steps() {
@@ -252,12 +267,11 @@ std::int64_t Trainer::steps_in(double seconds) {
   const auto start = Clock::now();
   double probe_seconds = 0.0;
   {
-    Optimizer optimizer = replicas_
-                              ? replicas_->make_optimizer(optimizer_config(), kProbes + 1)
-                              : Optimizer(model_, optimizer_config(), kProbes + 1);
+    Optimizer optimizer = replicas_ ? replicas_->make_optimizer(optimizer_config(), kProbes + 1)
+                                    : Optimizer(model_, optimizer_config(), kProbes + 1);
     TrainStep step(model_, optimizer, config_.step, device_, config_.train.seed, /*rank=*/0,
                    replicas_.get());
-    Sampler sampler(sampler_options(data_, config_.train, hooks_.ranks));
+    Sampler sampler(sampler_options());
     auto probe_start = Clock::now();
     for (int i = 0; i <= kProbes; ++i) {
       const StepBatches batches = next_batches(sampler);
@@ -294,7 +308,8 @@ Trainer::StepBatches Trainer::next_batches(Sampler& sampler) const {
   return step;
 }
 
-// This rank's rows of a batch, padded as the whole batch would be: padding has a part in the z-loss.
+// This rank's rows of a batch, padded as the whole batch would be: padding has a part in the
+// z-loss.
 void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) const {
   const BatchLengths lengths = data_.dataset.batch_lengths(rows);
   step.counts.positions += static_cast<std::int64_t>(rows.size()) * lengths.dec_len;
@@ -306,9 +321,9 @@ void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) c
   const std::size_t first = rank * rows.size() / world;
   const std::size_t last = (rank + 1) * rows.size() / world;
   if (first < last) {  // fewer rows than ranks: some have none
-    step.batches.push_back(data_.dataset.batch(
-        rows.subspan(first, last - first),
-        {.enc_len = lengths.enc_len, .dec_len = lengths.dec_len}));
+    step.batches.push_back(
+        data_.dataset.batch(rows.subspan(first, last - first),
+                            {.enc_len = lengths.enc_len, .dec_len = lengths.dec_len}));
   }
 }
 
@@ -324,6 +339,7 @@ bool Trainer::advance() {
   if (replicas_) {
     replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
   }
+  optimizer_->set_lr_scale(state_.step < state_.lr_scale_until ? state_.lr_scale : 1.0);
   const StepReport report =
       train_step_->run(state_.step, batches.batches, pairs ? &*pairs : nullptr,
                        replicas_ ? &batches.counts : nullptr);
@@ -376,19 +392,40 @@ void Trainer::note(const StepReport& report, double step_seconds) {
     log_info("{}", record.console_line());
     announce(record.to_json());
   }
+  const std::string spike = note_step(config_.train.spike,
+                                      {.step = state_.step,
+                                       .skipped = report.skipped,
+                                       .loss = report.loss,
+                                       .grad_norm = report.grad_norm,
+                                       .max_grad_norm = config_.optimizer.max_grad_norm},
+                                      state_.spike);
   if (report.skipped) {
-    log_warning("step {} skipped: {} ({} in a row)", state_.step, report.skip_reason,
+    complaint_ = report.skip_reason;
+    log_warning("step {} skipped: {} ({} in a row)", state_.step, complaint_,
                 state_.skipped_in_a_row);
-    if (state_.skipped_in_a_row >= config_.train.max_bad_steps) {
-      const std::string kept = saved_step_ >= 0
-                                   ? format("the checkpoint of step {} is kept", saved_step_)
-                                   : "no checkpoint was written yet";
-      throw Error(
-          format("stopped: {} steps in a row had to be skipped, the last because {}; {}. Lower the "
-                 "learning "
-                 "rates (optimizer.adam.peak_lr, optimizer.muon.peak_lr) or look at the data",
-                 state_.skipped_in_a_row, report.skip_reason, kept));
-    }
+  } else if (!spike.empty()) {
+    complaint_ = spike;
+    log_warning("step {}: {} ({} of {} before the run goes back)", state_.step, spike,
+                state_.spike.spikes, config_.train.spike.steps);
+  }
+}
+
+// While the loss is not as usual nothing is saved that a roll-back would have to remove, and
+// nothing validated: both follow as soon as it is.
+void Trainer::validate_and_save_when_due() {
+  const bool last = state_.step == state_.total_steps;
+  state_.validation_due |= last || is_due(config_.train.validate_every);
+  state_.checkpoint_due |= last || is_due(config_.train.checkpoint_every);
+  if (state_.spike.since > 0 && !last) {
+    return;
+  }
+  const bool validation_due = std::exchange(state_.validation_due, false);
+  const bool checkpoint_due = std::exchange(state_.checkpoint_due, false);
+  if (validation_due && hooks_.validate) {
+    validate();
+  }
+  if (checkpoint_due) {
+    save();
   }
 }
 

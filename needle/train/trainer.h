@@ -42,13 +42,14 @@ struct TrainerHooks {
   bool lower_is_better = false;                   // e.g. perplexity
   std::function<bool()> should_stop;              // asked after every step
   std::function<void(const Json& record)>
-      on_record;  // steps that are logged, validations, checkpoints
+      on_record;           // steps that are logged, validations, checkpoints
   Ranks* ranks = nullptr;  // several processes train; outlives the trainer. Null: one
 };
 
 struct TrainSummary {
   std::int64_t steps = 0;
   std::int64_t skipped = 0;
+  std::int64_t rollbacks = 0;
   double last_loss = 0.0;  // of the last step that was not skipped; NaN if there was none
   double seconds = 0.0;
   double tokens_per_second = 0.0;
@@ -77,9 +78,11 @@ class Trainer {
   // there is none. Throws DataError if the data has changed since, ConfigError as check_same_run.
   bool resume();
 
-  // Until the last step. Throws Interrupted after saving when should_stop says so, and Error when
-  // max_bad_steps in a row had to be skipped; the last good checkpoint stays. A run that is
-  // complete already returns at once.
+  // Until the last step. Throws Interrupted after saving when should_stop says so. A loss that
+  // spikes (spike.h) or max_bad_steps that had to be skipped in a row take the run back to its last
+  // good checkpoint, from where it goes on with the data that follows and lower rates. Throws Error
+  // when that has happened too often, is turned off, or there is no checkpoint to go back to; the
+  // last good one stays. A run that is complete already returns at once.
   TrainSummary run();
 
   const TrainState& state() const { return state_; }
@@ -95,15 +98,24 @@ class Trainer {
   };
   StepBatches next_batches(Sampler& sampler) const;
   void add_slice(std::span<const std::int64_t> rows, StepBatches& step) const;
-  std::optional<CheckpointRef> checkpoint_to_resume() const;
+  SamplerOptions sampler_options() const;
+  std::optional<CheckpointRef> agreed_checkpoint(
+      const std::function<std::optional<CheckpointRef>(std::vector<std::string>& warnings)>& find)
+      const;
   void load_checkpoint(const std::filesystem::path& folder);
   void make_optimizer();
+  void make_train_step();
+  void mark_best_again();
   OptimizerConfig optimizer_config() const;
   bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
   bool advance();
   void note(const StepReport& report, double step_seconds);
   void validate();
   void save();
+  void validate_and_save_when_due();
+  bool go_back_if_bad();
+  std::optional<CheckpointRef> last_good_checkpoint() const;
+  void roll_back(const CheckpointRef& checkpoint, const std::string& reason);
   bool is_due(std::int64_t every) const;
   void announce(Json record) const;
   Json config_json() const;
@@ -123,6 +135,7 @@ class Trainer {
   std::optional<MetricsWriter> metrics_;
   TrainState state_;
   std::int64_t saved_step_ = -1;
+  std::string complaint_;  // what was wrong with the last step that was not good
   double last_loss_;
   double seconds_since_log_ = 0.0;
   std::int64_t tokens_since_log_ = 0;

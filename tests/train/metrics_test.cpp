@@ -72,6 +72,39 @@ TEST(MetricsTest, ResumingDropsLaterRecordsAndABrokenLastLine) {
   EXPECT_EQ(steps, (std::vector<std::int64_t>{1, 2, 3}));
 }
 
+TEST(MetricsTest, ARunThatWentBackKeepsBothItsPasts) {
+  const test::TemporaryFolder folder;
+  const auto write_all = [&folder](MetricsWriter& writer) {
+    writer.write(record_of(3));
+    writer.write(record_of(4));
+    writer.write(RollbackRecord{.step = 2, .from_step = 4, .reason = "spike", .rollbacks = 1});
+    writer.write(record_of(3));
+    writer.write(record_of(4));
+  };
+  const auto kept = [&folder](std::int64_t step, std::int64_t rollbacks) {
+    MetricsWriter(folder.path(), step, rollbacks);
+    std::vector<std::int64_t> steps;
+    for (const Json& record : read_metrics(folder.path())) {
+      steps.push_back(record["step"].get<std::int64_t>() * (record["kind"] == "rollback" ? -1 : 1));
+    }
+    return steps;
+  };
+  {
+    MetricsWriter writer(folder.path(), 0);
+    writer.write(record_of(1));
+    writer.write(record_of(2));
+    write_all(writer);
+  }
+  using Steps = std::vector<std::int64_t>;
+  EXPECT_EQ(kept(4, 1), (Steps{1, 2, 3, 4, -2, 3, 4}));
+  EXPECT_EQ(kept(3, 1), (Steps{1, 2, 3, 4, -2, 3}));
+  const std::string chart = read_file(write_loss_chart(folder.path(), "t"));
+  // A checkpoint from before the roll-back knows nothing of it.
+  EXPECT_EQ(kept(3, 0), (Steps{1, 2, 3}));
+  // The chart shows 1, 2 and the later 3.
+  EXPECT_EQ(read_file(write_loss_chart(folder.path(), "t")), chart);
+}
+
 TEST(MetricsTest, ConsoleLineHasFixedKeys) {
   StepRecord record = record_of(2);
   EXPECT_THAT(record.console_line(), HasSubstr("step=2/10 epoch=0.50 loss=1.0000"));
