@@ -93,7 +93,7 @@ int main(int argc, char** argv) {
       "How fast it is here:\n"
       "  needle-run bench --model model.needle\n"
       "Tools: a JSON array; parameters flat ({\"time\": {\"type\": \"string\"}}) or JSON Schema.\n"
-      "NEEDLE_ISA=scalar|generic|avx2|avx512|avx512vnni forces one set of kernels.\n"
+      "NEEDLE_ISA=scalar|generic|avx2|avx512|avx512vnni|avx512amx forces one set of kernels.\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage.");
   needle::add_generate(app);
   needle::add_retrieve_command(app);

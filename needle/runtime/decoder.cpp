@@ -38,9 +38,9 @@ DecoderBuffers::DecoderBuffers(const Machine& machine, const Model& model, std::
   for (Private& own : threads_) {
     own.x = floats(rows * config.d_model);
     own.normed = floats(rows * config.d_model);
-    own.scores =
-        floats(std::max(config.num_heads / config.num_kv_heads * padded(attended_positions),
-                        attention_scratch(attended_positions)));
+    own.scores = floats(
+        std::max(config.num_heads / config.num_kv_heads * padded(attended_positions),
+                 attention_scratch(attended_positions, config.num_heads / config.num_kv_heads)));
     own.codes = Int8Buffer(rows, std::max(config.d_model, hidden_width(config)));
   }
 }

@@ -52,7 +52,7 @@ class EncoderPass {
       own.v = floats(int_attention_ ? 0 : rows * config_.kv_dim());
       own.hidden = floats(rows * width);
       own.up = floats(rows * width);
-      own.scores = floats(int_attention_ ? attention_scratch(count_) : rows * padded(count_));
+      own.scores = floats(int_attention_ ? attention_scratch(count_, rows) : rows * padded(count_));
       own.codes = Int8Buffer(rows, std::max(config_.d_model, width));
     }
   }

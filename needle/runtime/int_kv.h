@@ -41,12 +41,18 @@ class IntKvCache {
 // Whether attention over so many positions is in integers.
 bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t positions);
 
-// As attend_kv_head, in integers. scratch: [attention_scratch(count)].
+// As attend_kv_head, in integers. scratch: [attention_scratch(count, H / K)].
 void attend_kv_head_int(const Kernels& kernels, const ModelConfig& config, const IntKvCache& cache,
                         std::int64_t kv_head, KeyMask mask, const float* q, float* scratch,
                         float* out) noexcept;
-constexpr std::int64_t attention_scratch(std::int64_t count) {
-  return kAttendRows * ((count + kIntBlock - 1) / kIntBlock * kIntBlock);
+// Floats that Kernels::attend needs for `queries` against `count` keys: a row of scores for those
+// that it takes at a time; with AMX the rows are a cache line longer, and 16 channels of the values
+// lie behind them as bytes.
+constexpr std::int64_t attention_scratch(std::int64_t count, std::int64_t queries) {
+  const std::int64_t padded = (count + 2 * kIntBlock - 1) / (2 * kIntBlock) * (2 * kIntBlock);
+  return queries < kAttendTile
+             ? kAttendRows * padded
+             : kMaxAttendTiles * kAttendTile * (padded + kPanelWidth) + kPanelWidth / 2 * padded;
 }
 
 }  // namespace needle::runtime

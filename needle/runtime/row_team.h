@@ -11,8 +11,8 @@
 namespace needle::runtime {
 
 // Rows that go through a layer together: what they need stays in the L2 cache.
-inline constexpr std::int64_t kChunkRows = 48;
-static_assert(kChunkRows % kAttendRows == 0);
+inline constexpr std::int64_t kChunkRows = 96;
+static_assert(kChunkRows % kAttendRows == 0 && kChunkRows % kAttendTile == 0);
 
 // Whether every matrix that a prompt goes through is used in 4 bits.
 bool all_int4(const Model& model);
@@ -21,7 +21,9 @@ bool all_int4(const Model& model);
 class RowTeam {
  public:
   RowTeam(const Machine& machine, const Model& model, std::int64_t rows)
-      : machine_(machine), rows_(rows), unit_(all_int4(model) ? kAttendRows : kChunkRows) {}
+      : machine_(machine),
+        rows_(rows),
+        unit_(all_int4(model) ? machine.kernels->attend_rows : kChunkRows) {}
 
   std::size_t threads() const { return machine_.thread_count(); }
 

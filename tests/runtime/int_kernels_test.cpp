@@ -12,13 +12,15 @@
 #include "needle/core/error.h"
 #include "needle/core/random.h"
 #include "needle/quant/pack.h"
+#include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/int_kv.h"
 #include "needle/runtime/kernels/kernels.h"
 
 namespace needle::runtime {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "generic", "avx2", "avx512", "avx512vnni", "neon"};
+constexpr const char* kNames[] = {"scalar",     "generic",   "avx2", "avx512",
+                                  "avx512vnni", "avx512amx", "neon"};
 
 std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> found;
@@ -95,8 +97,10 @@ struct Case {
   std::int64_t out;
   std::int64_t rows;
 };
-constexpr Case kCases[] = {{32, 16, 1},  {64, 64, 2},  {7, 5, 1},    {33, 17, 3},  {128, 48, 9},
-                           {129, 31, 4}, {500, 40, 7}, {512, 72, 1}, {96, 200, 6}, {40, 3, 13}};
+constexpr Case kCases[] = {
+    {32, 16, 1},   {64, 64, 2},   {7, 5, 1},     {33, 17, 3},  {128, 48, 9},   {129, 31, 4},
+    {500, 40, 7},  {512, 72, 1},  {96, 200, 6},  {40, 3, 13},  {64, 20, 16},   {512, 40, 17},
+    {128, 33, 32}, {500, 16, 47}, {192, 50, 33}, {96, 40, 35}, {2048, 17, 18}, {2112, 17, 18}};
 
 std::vector<float> product(const Kernels& kernels, const Int4Matrix& w, const Codes& x,
                            std::int64_t stride, std::int64_t split) {
@@ -274,39 +278,55 @@ struct Head {
   IntKvCache cache;
 };
 
+AlignedBuffer<float> scratch_for(std::int64_t count, std::int64_t rows) {
+  return AlignedBuffer<float>(static_cast<std::size_t>(attention_scratch(count, rows)));
+}
+
 TEST(IntKernelsTest, EveryTableAttends) {
+  struct Shape {
+    std::int64_t count;
+    std::int64_t head_dim;
+    std::int64_t rows;
+  };
+  std::vector<Shape> shapes;
+  for (const std::int64_t count : {1, 2, 15, 16, 17, 100, 301}) {
+    for (const std::int64_t head_dim : {16, 48, 64, 80}) {
+      shapes.push_back({count, head_dim, 21});  // 12 + 6 + 2 + 1, 5 * 4 + 1, 16 + 16 with 11 twice
+    }
+  }
+  for (const std::int64_t rows : {1, 15, 16, 32, 50, 64, 70}) {
+    shapes.push_back({33, 64, rows});
+    shapes.push_back({160, 128, rows});
+  }
   for (const Kernels* kernels : attending_tables()) {
-    for (const std::int64_t count : {1, 2, 15, 16, 17, 100, 301}) {
-      for (const std::int64_t head_dim : {16, 48, 64, 80}) {
-        SCOPED_TRACE(format("{} {} keys of {}", kernels->name, count, head_dim));
-        const Head head(count, head_dim, 11);
-        constexpr std::int64_t kRows = 21;  // 12 + 6 + 2 + 1, 5 * 4 + 1
-        auto q = random_floats(static_cast<std::size_t>(kRows * head_dim), 13);
-        for (float& value : q) {
-          value /= std::sqrt(static_cast<float>(head_dim));
-        }
-        std::vector<std::uint8_t> some(static_cast<std::size_t>(count), 1);
-        some[static_cast<std::size_t>(count / 2)] = 0;
-        const std::vector<std::uint8_t> none(static_cast<std::size_t>(count), 0);
-        for (const auto& mask : {std::vector<std::uint8_t>(), some, none}) {
-          std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));
-          std::vector<float> out(static_cast<std::size_t>(kRows * head_dim), 77.0f);
-          const std::uint8_t* const bytes = mask.empty() ? nullptr : mask.data();
-          kernels->attend(head.cache.head(0), bytes, {q.data(), kRows, head_dim}, scratch.data(),
-                          {out.data(), kRows, head_dim});
-          std::vector<float> same(out.size());
-          kScalarKernels.attend(head.cache.head(0), bytes, {q.data(), kRows, head_dim},
-                                scratch.data(), {same.data(), kRows, head_dim});
-          ASSERT_EQ(out, same);
-          for (std::int64_t row = 0; row < kRows; ++row) {
-            const auto expected = head.attend(q.data() + row * head_dim, mask);
-            for (std::int64_t i = 0; i < head_dim; ++i) {
-              // Steps of 1/2047 in queries, keys and values, 1/4095 and finer in the shares; sums
-              // of random signs.
-              ASSERT_NEAR(out[static_cast<std::size_t>(row * head_dim + i)],
-                          expected[static_cast<std::size_t>(i)], 6e-3)
-                  << row << ' ' << i;
-            }
+    for (const auto& [count, head_dim, rows] : shapes) {
+      SCOPED_TRACE(format("{} {} keys of {}, {} rows", kernels->name, count, head_dim, rows));
+      const Head head(count, head_dim, 11);
+      auto q = random_floats(static_cast<std::size_t>(rows * head_dim), 13);
+      for (float& value : q) {
+        value /= std::sqrt(static_cast<float>(head_dim));
+      }
+      std::vector<std::uint8_t> some(static_cast<std::size_t>(count), 1);
+      some[static_cast<std::size_t>(count / 2)] = 0;
+      const std::vector<std::uint8_t> none(static_cast<std::size_t>(count), 0);
+      for (const auto& mask : {std::vector<std::uint8_t>(), some, none}) {
+        AlignedBuffer<float> scratch = scratch_for(count, rows);
+        std::vector<float> out(static_cast<std::size_t>(rows * head_dim), 77.0f);
+        const std::uint8_t* const bytes = mask.empty() ? nullptr : mask.data();
+        kernels->attend(head.cache.head(0), bytes, {q.data(), rows, head_dim}, scratch.data(),
+                        {out.data(), rows, head_dim});
+        std::vector<float> same(out.size());
+        kScalarKernels.attend(head.cache.head(0), bytes, {q.data(), rows, head_dim}, scratch.data(),
+                              {same.data(), rows, head_dim});
+        ASSERT_EQ(out, same);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          const auto expected = head.attend(q.data() + row * head_dim, mask);
+          for (std::int64_t i = 0; i < head_dim; ++i) {
+            // Steps of 1/2047 in queries, keys and values, 1/4095 and finer in the shares; sums
+            // of random signs.
+            ASSERT_NEAR(out[static_cast<std::size_t>(row * head_dim + i)],
+                        expected[static_cast<std::size_t>(i)], 6e-3)
+                << row << ' ' << i;
           }
         }
       }
@@ -345,17 +365,19 @@ TEST(IntKernelsTest, EveryTablePacksKeysAndValuesAlike) {
 
 // All shares at their largest, times the largest values: the most that 32 bits have to hold.
 TEST(IntKernelsTest, EqualKeysOfManyPositionsDoNotOverflow) {
+  constexpr std::int64_t kDim = 64;
+  constexpr std::int64_t kRows = 17;
   for (const std::int64_t count : {256, 300, 5000}) {
-    Head head(count, 16, 3);
+    Head head(count, kDim, 3);
     std::ranges::fill(head.k, 1.0f);
     std::ranges::fill(head.v, 2.0f);
     head.store(kScalarKernels);
-    const std::vector<float> q(16, 0.5f);
+    const std::vector<float> q(kRows * kDim, 0.5f);
     for (const Kernels* kernels : attending_tables()) {
-      std::vector<float> scratch(static_cast<std::size_t>(attention_scratch(count)));
-      std::vector<float> out(16);
-      kernels->attend(head.cache.head(0), nullptr, {q.data(), 1, 16}, scratch.data(),
-                      {out.data(), 1, 16});
+      AlignedBuffer<float> scratch = scratch_for(count, kRows);
+      std::vector<float> out(kRows * kDim);
+      kernels->attend(head.cache.head(0), nullptr, {q.data(), kRows, kDim}, scratch.data(),
+                      {out.data(), kRows, kDim});
       for (const float value : out) {
         ASSERT_NEAR(value, 2.0f, 1e-5f) << kernels->name << ' ' << count;
       }

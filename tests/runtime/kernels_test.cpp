@@ -14,7 +14,7 @@
 namespace needle::runtime {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni", "neon"};
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni", "avx512amx", "neon"};
 
 const Kernels* kernels_or_null(const char* name) {
   try {

@@ -1,6 +1,12 @@
-// Sixteen rows of four products an instruction (vpdpbusd). Compiled with -mavx512f -mavx512bw
-// -mavx512vl -mavx512vnni.
+// Two tables: sixteen rows of four products an instruction (vpdpbusd), and the same with products
+// in tiles. Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mamx-tile -mamx-int8; no
+// compiler makes tile instructions of its own accord.
+#include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "needle/runtime/kernels/kernels.h"
 
@@ -362,6 +368,10 @@ std::int64_t peak(std::int64_t rounds) noexcept {
   return rounds * kRepeats * kChains * 64;
 }
 
+#include "needle/runtime/kernels/int4_amx.inc"
+// Uses the one above.
+#include "needle/runtime/kernels/attention_amx.inc"
+
 }  // namespace
 
 const Kernels kAvx512VnniKernels{.name = "avx512vnni",
@@ -376,5 +386,19 @@ const Kernels kAvx512VnniKernels{.name = "avx512vnni",
                                  .pack_keys = pack_keys,
                                  .pack_values = pack_values,
                                  .peak = peak};
+
+const Kernels kAvx512AmxKernels{.name = "avx512amx",
+                                .supported = supported_amx,
+                                .multiply = multiply,
+                                .softmax = softmax,
+                                .quantize = quantize,
+                                .multiply_int4 = multiply_int4_amx,
+                                .attend = attend_amx,
+                                .add_norm = add_norm,
+                                .transform_heads = transform_heads,
+                                .pack_keys = pack_keys,
+                                .pack_values = pack_values,
+                                .peak = peak,
+                                .attend_rows = kAttendTile};
 
 }  // namespace needle::runtime

@@ -11,11 +11,11 @@ namespace {
 // Best first.
 constexpr const Kernels* kTables[] = {
 #if defined(__x86_64__)
-    &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
+    &kAvx512AmxKernels, &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
 #elif defined(__aarch64__)
     &kNeonKernels,
 #endif
-    &kGenericKernels,    &kScalarKernels,
+    &kGenericKernels,   &kScalarKernels,
 };
 
 std::string names() {

@@ -89,7 +89,9 @@ inline constexpr std::int64_t kMaxIntPositions = 1 << 16;
 inline constexpr std::int64_t kLargestShare = 4095;
 inline constexpr std::int64_t kShares = 1 << 20;
 inline constexpr std::int64_t kMaxIntHeadDim = 256;
-inline constexpr std::int64_t kAttendRows = 12;  // queries at a time
+inline constexpr std::int64_t kAttendRows = 12;     // queries at a time
+inline constexpr std::int64_t kAttendTile = 16;     // the same with AMX,
+inline constexpr std::int64_t kMaxAttendTiles = 6;  // and at most so many times
 
 // 2^f for |f| <= 1/2 within 7.5e-5, a third of what rounding to a share of 12 bits does. Minimax in
 // the relative error.
@@ -115,7 +117,7 @@ struct HeadTransform {
 };
 
 struct Kernels {
-  // "scalar", "generic", "avx2", "avx512", "avx512vnni", "neon"; NEEDLE_ISA selects by it
+  // "scalar", "generic", "avx2", "avx512", "avx512vnni", "avx512amx", "neon"; NEEDLE_ISA selects
   const char* name;
   bool (*supported)() noexcept;  // asks the CPU, not the compiler
 
@@ -144,9 +146,9 @@ struct Kernels {
 
   // out = softmax(q K^T) V for rows of queries [D], already divided by sqrt(D). Queries in 12
   // bits with a scale each, probabilities as integer shares of the row's largest. mask: a byte a
-  // key, 0 = masked, or nullptr; a query whose keys are all masked attends uniformly. scratch: room
-  // for kAttendRows * 32 * ceil(T / 32) floats. A row's result does not depend on the others, and
-  // every table gives the same bits.
+  // key, 0 = masked, or nullptr; a query whose keys are all masked attends uniformly. scratch:
+  // attention_scratch(T, queries) floats (int_kv.h), aligned to 64 bytes. A row's result does not
+  // depend on the others, and every table gives the same bits.
   void (*attend)(const IntKeyValues& kv, const std::uint8_t* mask, ConstRows q, float* scratch,
                  Rows out) noexcept;
 
@@ -168,6 +170,8 @@ struct Kernels {
   // Runs nothing but independent 8-bit dot products, `rounds` times, and returns how many
   // multiplications that was: the measure of multiply_int4. nullptr where there is none.
   std::int64_t (*peak)(std::int64_t rounds) noexcept = nullptr;
+
+  std::int64_t attend_rows = kAttendRows;  // queries that attend takes at a time
 };
 
 // The best table that this CPU supports, or the one that the environment variable NEEDLE_ISA names.
@@ -180,6 +184,7 @@ extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;        // x86-64 only
 extern const Kernels kAvx512Kernels;      // x86-64 only
 extern const Kernels kAvx512VnniKernels;  // x86-64 only
+extern const Kernels kAvx512AmxKernels;   // x86-64 only
 extern const Kernels kNeonKernels;        // 64-bit ARM only
 
 }  // namespace needle::runtime
