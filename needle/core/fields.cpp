@@ -118,6 +118,16 @@ std::int64_t read_signed(const Json& json, const FieldPlace& place, std::int64_t
   return json.get<std::int64_t>();
 }
 
+CountOrAuto read_count_or_auto(const Json& json, const FieldPlace& place) {
+  if (json.is_string() && json.get<std::string>() == "auto") {
+    return {.is_auto = true};
+  }
+  if (!json.is_number_integer() || json.is_number_float() || json.get<std::int64_t>() < 0) {
+    throw_wrong_type("a number of 0 or more, or \"auto\"", json, place);
+  }
+  return {.count = json.get<std::int64_t>()};
+}
+
 std::uint64_t read_unsigned(const Json& json, const FieldPlace& place, std::uint64_t max) {
   if (!json.is_number_integer()) {
     throw_wrong_type("an integer", json, place);

@@ -11,8 +11,8 @@
 //     }
 //   };
 //
-// A field may be bool, an integer, double, std::string, std::filesystem::path, an enum with an
-// EnumTable, std::optional or std::vector of these, or another such struct.
+// A field may be bool, an integer, double, std::string, std::filesystem::path, CountOrAuto, an enum
+// with an EnumTable, std::optional or std::vector of these, or another such struct.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,13 @@
 #include "needle/core/json.h"
 
 namespace needle {
+
+// A number of things, or "auto": the program finds it.
+struct CountOrAuto {
+  std::int64_t count = 0;
+  bool is_auto = false;
+  bool operator==(const CountOrAuto&) const = default;
+};
 
 template <typename T>
 concept FieldStruct = requires(T& value) {

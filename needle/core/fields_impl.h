@@ -31,6 +31,7 @@ std::int64_t read_signed(const Json& json, const FieldPlace& place, std::int64_t
                          std::int64_t max);
 std::uint64_t read_unsigned(const Json& json, const FieldPlace& place, std::uint64_t max);
 double read_double(const Json& json, const FieldPlace& place);
+CountOrAuto read_count_or_auto(const Json& json, const FieldPlace& place);
 std::string read_string(const Json& json, const FieldPlace& place);
 const Json& read_array(const Json& json, const FieldPlace& place);
 [[noreturn]] void throw_unknown_enum(const std::string& got, const std::string& valid,
@@ -103,6 +104,8 @@ void read_value(const Json& json, const FieldPlace& place, T& value) {
     value = static_cast<T>(read_unsigned(json, place, std::numeric_limits<T>::max()));
   } else if constexpr (std::floating_point<T>) {
     value = static_cast<T>(read_double(json, place));
+  } else if constexpr (std::same_as<T, CountOrAuto>) {
+    value = read_count_or_auto(json, place);
   } else if constexpr (std::is_enum_v<T>) {
     const std::string text = read_string(json, place);
     const auto parsed = EnumTable<T>::value.parse(text);
@@ -137,6 +140,8 @@ Json write_value(const T& value, std::string_view path) {
     return finite_to_json(static_cast<double>(value), path);
   } else if constexpr (std::is_enum_v<T>) {
     return Json(std::string(EnumTable<T>::value.name(value)));
+  } else if constexpr (std::same_as<T, CountOrAuto>) {
+    return value.is_auto ? Json("auto") : Json(value.count);
   } else if constexpr (std::same_as<T, std::filesystem::path>) {
     return Json(value.string());
   } else {
@@ -158,6 +163,8 @@ std::string type_name() {
     return "integer";
   } else if constexpr (std::floating_point<T>) {
     return "number";
+  } else if constexpr (std::same_as<T, CountOrAuto>) {
+    return "integer or auto";
   } else if constexpr (std::is_enum_v<T>) {
     return "one of " + EnumTable<T>::value.list();
   } else if constexpr (std::same_as<T, std::filesystem::path>) {

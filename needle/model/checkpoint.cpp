@@ -23,6 +23,14 @@ NamedTensors named_parameters(const Needle& model) {
   return tensors;
 }
 
+NamedTensors copied_parameters(const Needle& model) {
+  NamedTensors copies = named_parameters(model);
+  for (auto& [name, tensor] : copies) {
+    tensor = tensor.detach().clone();
+  }
+  return copies;
+}
+
 void assign_parameters(Needle& model, const NamedTensors& values, std::string_view where) {
   NamedTensors parameters = named_parameters(model);
   for (const auto& [name, parameter] : parameters) {

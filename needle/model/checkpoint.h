@@ -26,6 +26,7 @@ namespace needle {
 
 enum class StoredFloats { kFloat32, kFloat16 };
 
+NamedTensors copied_parameters(const Needle& model);  // by module name
 NamedTensors named_parameters(const Needle& model);  // by module name; the live tensors, not copies
 // Copies values into the model, on its device and in its dtype. Strict: throws FormatError naming
 // `where` and the tensor if one is missing, unknown or of another shape (both shapes are told);

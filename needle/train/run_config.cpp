@@ -69,7 +69,7 @@ void flatten(const Json& json, const std::string& path,
 // Fields that change what is written, when, or where it is computed, but not what is learned.
 // (Another device or thread count changes rounding; that is the user's choice.)
 bool may_differ(const std::string& field) {
-  constexpr std::array<std::string_view, 15> kFree = {"output",
+  constexpr std::array<std::string_view, 16> kFree = {"output",
                                                       "tokenizer.",
                                                       "data.train",
                                                       "data.validation",
@@ -77,6 +77,7 @@ bool may_differ(const std::string& field) {
                                                       "train.device",
                                                       "train.compute_dtype",
                                                       "train.activation_checkpointing",
+                                                      "train.micro_batch",
                                                       "train.log_every",
                                                       "train.checkpoint_every",
                                                       "train.keep_checkpoints",

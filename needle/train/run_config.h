@@ -72,6 +72,7 @@ struct TrainConfig {
   std::int64_t batch_size = 32;
   BatchScope batch_scope = BatchScope::kGlobal;
   std::int64_t grad_accumulation = 1;
+  CountOrAuto micro_batch;
   std::int64_t epochs = 1;
   std::int64_t max_steps = 0;
   double time_budget_s = 0.0;
@@ -94,14 +95,18 @@ struct TrainConfig {
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
     visit("batch_size", self.batch_size,
-          "Rows in one forward pass; a packed row holds several examples");
+          "Rows in one batch; a packed row holds several examples");
     visit(
         "batch_scope", self.batch_scope,
         "Several ranks: global shares batch_size rows out, so that the run learns the same on any "
         "number of them; rank gives each as many, and as in the reference Adam's peak rate grows "
         "with their number, Muon's with its root");
     visit("grad_accumulation", self.grad_accumulation,
-          "Forward passes whose gradients add up to one step");
+          "Batches whose gradients add up to one step");
+    visit("micro_batch", self.micro_batch,
+          "Rows in one forward and backward pass, on each rank; a batch is made of such parts, and "
+          "learns the same to rounding (dropout draws other masks). 0: all at once; auto: the most "
+          "that fit into memory, found before the first step");
     visit("epochs", self.epochs, "Passes over the data");
     visit("max_steps", self.max_steps, "Length in steps; above 0 it replaces epochs");
     visit("time_budget_s", self.time_budget_s,

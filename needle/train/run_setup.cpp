@@ -72,7 +72,10 @@ std::int64_t estimated_bytes(const ModelConfig& model, const TrainConfig& train,
       model.num_encoder_layers * (T * d * kPerToken + H * T * T * per_score);
   const std::int64_t decoder = model.num_decoder_layers * (2 * L * d * kPerToken + T * d * 4 +
                                                            H * (L * L + L * T) * per_score);
-  return 4 * (state + train.batch_size * (encoder + decoder));
+  const std::int64_t rows = train.micro_batch.count > 0
+                                ? std::min(train.micro_batch.count, train.batch_size)
+                                : train.batch_size;
+  return 4 * (state + rows * (encoder + decoder));
 }
 
 Tokenizer make_own_tokenizer(const RunConfig& config, std::span<const fs::path> texts, bool resume);

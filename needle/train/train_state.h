@@ -31,6 +31,7 @@ struct TrainState {
   std::int64_t lr_scale_until = 0;
   bool validation_due = false;
   bool checkpoint_due = false;
+  std::int64_t micro_batch = 0;
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
@@ -54,6 +55,7 @@ struct TrainState {
     visit("lr_scale_until", self.lr_scale_until, "The step from which they are whole again");
     visit("validation_due", self.validation_due, "Put off until the loss is as usual");
     visit("checkpoint_due", self.checkpoint_due, "Likewise");
+    visit("micro_batch", self.micro_batch, "Rows in one pass that were found to fit; 0: not asked");
   }
 };
 

@@ -1,5 +1,6 @@
 #include "needle/train/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -24,22 +25,12 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-NamedTensors cloned(const NamedTensors& tensors) {
-  NamedTensors copies;
-  for (const auto& [name, tensor] : tensors) {
-    copies[name] = tensor.detach().clone();
-  }
-  return copies;
-}
-
-std::int64_t world_of(const Ranks* ranks) { return ranks != nullptr ? ranks->world() : 1; }
-
 }  // namespace
 
 // Of global batches: every rank draws the same rows and takes its slice.
 SamplerOptions Trainer::sampler_options() const {
   const TrainConfig& train = config_.train;
-  const std::int64_t shares = train.batch_scope == BatchScope::kRank ? world_of(hooks_.ranks) : 1;
+  const std::int64_t shares = train.batch_scope == BatchScope::kRank ? world_size() : 1;
   return {.row_count = static_cast<std::int64_t>(data_.rows.size()),
           .batch_rows = train.batch_size * shares,
           .seed = train.seed};
@@ -70,7 +61,7 @@ Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, Tra
       last_loss_(std::numeric_limits<double>::quiet_NaN()) {
   model_->set_dropout_rate(config_.train.dropout);
   state_.data_hash = data_.hash;
-  state_.ranks = world_of(hooks_.ranks);
+  state_.ranks = world_size();
   if (hooks_.ranks != nullptr) {
     replicas_ = std::make_unique<DataParallel>(*hooks_.ranks, model_);
   }
@@ -92,7 +83,7 @@ std::int64_t Trainer::steps_per_epoch() const {
 OptimizerConfig Trainer::optimizer_config() const {
   OptimizerConfig config = config_.optimizer;
   if (config_.train.batch_scope == BatchScope::kRank) {
-    const auto world = static_cast<double>(world_of(hooks_.ranks));
+    const auto world = static_cast<double>(world_size());
     config.adam.peak_lr *= world;
     config.muon.peak_lr *= std::sqrt(world);
   }
@@ -159,7 +150,7 @@ void Trainer::load_checkpoint(const fs::path& folder) {
         "back, or begin another run with --output",
         folder));
   }
-  const std::int64_t world = world_of(hooks_.ranks);
+  const std::int64_t world = world_size();
   if (state_.ranks != world && config_.train.batch_scope == BatchScope::kRank) {
     throw ConfigError(
         format("{} was trained by {} processes with train.batch_scope=rank: go on with as many, or "
@@ -232,6 +223,9 @@ TrainSummary Trainer::run() {
 }
 
 void Trainer::begin() {
+  if (config_.train.micro_batch.is_auto && state_.micro_batch == 0) {
+    state_.micro_batch = find_micro_batch();
+  }
   if (state_.total_steps == 0) {
     state_.total_steps = planned_steps();
   }
@@ -263,7 +257,7 @@ std::int64_t Trainer::planned_steps() {
 // rest, so it does not count.
 std::int64_t Trainer::steps_in(double seconds) {
   constexpr int kProbes = 5;
-  const NamedTensors before = cloned(named_parameters(model_));
+  const NamedTensors before = copied_parameters(model_);
   const auto start = Clock::now();
   double probe_seconds = 0.0;
   {
@@ -316,13 +310,16 @@ void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) c
   for (const std::int64_t row : rows) {
     step.counts.target_tokens += data_.dataset.row_target_tokens(row);
   }
-  const auto world = static_cast<std::size_t>(world_of(hooks_.ranks));
+  const auto world = static_cast<std::size_t>(world_size());
   const auto rank = static_cast<std::size_t>(hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0);
   const std::size_t first = rank * rows.size() / world;
   const std::size_t last = (rank + 1) * rows.size() / world;
-  if (first < last) {  // fewer rows than ranks: some have none
+  const CountOrAuto& asked = config_.train.micro_batch;
+  const std::int64_t limit = asked.is_auto ? state_.micro_batch : asked.count;
+  const std::size_t most = limit > 0 ? static_cast<std::size_t>(limit) : rows.size();
+  for (std::size_t begin = first; begin < last; begin += most) {  // fewer rows than ranks: none
     step.batches.push_back(
-        data_.dataset.batch(rows.subspan(first, last - first),
+        data_.dataset.batch(rows.subspan(begin, std::min(most, last - begin)),
                             {.enc_len = lengths.enc_len, .dec_len = lengths.dec_len}));
   }
 }
@@ -340,9 +337,7 @@ bool Trainer::advance() {
     replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
   }
   optimizer_->set_lr_scale(state_.step < state_.lr_scale_until ? state_.lr_scale : 1.0);
-  const StepReport report =
-      train_step_->run(state_.step, batches.batches, pairs ? &*pairs : nullptr,
-                       replicas_ ? &batches.counts : nullptr);
+  const StepReport report = run_step(batches, pairs ? &*pairs : nullptr);
   note(report, seconds_since(start));
   if (hooks_.ranks != nullptr) {
     hooks_.ranks->finished_step();

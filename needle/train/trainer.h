@@ -90,6 +90,9 @@ class Trainer {
 
  private:
   void begin();
+  std::int64_t find_micro_batch();
+  std::int64_t rows_of_a_rank() const;
+  std::vector<std::int64_t> longest_rows(std::int64_t count) const;
   std::int64_t planned_steps();
   std::int64_t steps_in(double seconds);
   struct StepBatches {
@@ -97,6 +100,7 @@ class Trainer {
     StepCounts counts;           // of all ranks
   };
   StepBatches next_batches(Sampler& sampler) const;
+  StepReport run_step(const StepBatches& batches, const ContrastiveBatch* pairs);
   void add_slice(std::span<const std::int64_t> rows, StepBatches& step) const;
   SamplerOptions sampler_options() const;
   std::optional<CheckpointRef> agreed_checkpoint(
@@ -107,6 +111,7 @@ class Trainer {
   void make_train_step();
   void mark_best_again();
   OptimizerConfig optimizer_config() const;
+  std::int64_t world_size() const { return hooks_.ranks != nullptr ? hooks_.ranks->world() : 1; }
   bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
   bool advance();
   void note(const StepReport& report, double step_seconds);

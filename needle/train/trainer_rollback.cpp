@@ -69,6 +69,7 @@ void Trainer::roll_back(const CheckpointRef& checkpoint, const std::string& reas
   state_.source_tokens = bad.source_tokens;
   state_.target_tokens = bad.target_tokens;
   state_.seconds = bad.seconds;
+  state_.micro_batch = bad.micro_batch;
   state_.rollbacks = bad.rollbacks + 1;
   const SpikeConfig& spike = config_.train.spike;
   const bool reduced_already = state_.step < bad.lr_scale_until;

@@ -100,6 +100,29 @@ TEST(FieldsTest, WhatIsWrittenIsRead) {
   }
 }
 
+struct Counted {
+  CountOrAuto parts;
+  template <class Self, class Visitor>
+  static void visit_fields(Self& self, Visitor&& visit) {
+    visit("parts", self.parts, "How many");
+  }
+};
+
+TEST(FieldsTest, ACountMayBeAuto) {
+  Counted value;
+  apply_override(value, "parts=12");
+  EXPECT_EQ(value.parts, (CountOrAuto{.count = 12}));
+  EXPECT_EQ(to_json(value).dump(), R"({"parts":12})");
+  apply_override(value, "parts=auto");
+  EXPECT_TRUE(value.parts.is_auto);
+  EXPECT_EQ(to_json(value).dump(), R"({"parts":"auto"})");
+  EXPECT_EQ(from_json<Counted>(to_json(value), "file").parts, value.parts);
+  for (const char* wrong : {"parts=many", "parts=-1", "parts=1.5"}) {
+    EXPECT_THROW(apply_override(value, wrong), ConfigError) << wrong;
+  }
+  EXPECT_EQ(describe_fields<Counted>().front().type, "integer or auto");
+}
+
 TEST(FieldsTest, AbsentFieldsKeepTheDefaults) {
   Outer defaults = filled();
   const Outer value = from_json<Outer>(Json{{"inner", {{"rate", 9.0}}}}, "text", defaults);

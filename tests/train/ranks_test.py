@@ -208,6 +208,16 @@ class SameResultTest(RanksTest):
         self.train("again", "--nproc", "2")
         self.assert_same_run("ranks2", "again", exact=True)
 
+    def test_micro_batches_learn_the_same(self):
+        self.train("one")
+        self.train("parts", train__micro_batch=2)
+        self.assert_same_run("one", "parts", exact=False)
+        self.train("ranks", "--nproc", "2", train__micro_batch=3)
+        self.assert_same_run("one", "ranks", exact=False)
+        log = self.train("auto", "--nproc", "2", train__micro_batch="auto")  # everything fits
+        self.assertIn("micro-batch: 4 of 4 rows", log)
+        self.assert_same_run("one", "auto", exact=False)
+
     def test_another_number_of_ranks_goes_on(self):
         self.train("one")
         self.train("changing", "--nproc", "2", train__max_steps=8, train__checkpoint_every=3)

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 using test::message_of;
 using testing::HasSubstr;
 
-constexpr int kSteps = 24;
+constexpr int kSpikeSteps = 24;
 
 // Trainer itself, with a fault that can be put into the model between two steps.
 class SpikeIntegrationTest : public testing::Test {
@@ -35,7 +35,7 @@ class SpikeIntegrationTest : public testing::Test {
   };
 
   TrainSummary train(const std::string& name, const Faults& faults, bool resume = false) {
-    PretrainOptions options = test::micro_pretraining(folder_.path(), name, kSteps);
+    PretrainOptions options = test::micro_pretraining(folder_.path(), name, kSpikeSteps);
     std::vector<std::string> settings = options.overrides;
     for (const char* setting :
          {"train.spike.min_steps=4", "train.spike.window=8", "train.spike.steps=2",
@@ -88,7 +88,7 @@ class SpikeIntegrationTest : public testing::Test {
   }
 
   void expect_equal_runs(const std::string& a, const std::string& b) const {
-    const fs::path last = format("checkpoints/step-{:06d}", kSteps);
+    const fs::path last = format("checkpoints/step-{:06d}", kSpikeSteps);
     for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
       EXPECT_EQ(sha256_file(folder_ / a / last / file), sha256_file(folder_ / b / last / file))
           << file;
@@ -110,7 +110,7 @@ TEST_F(SpikeIntegrationTest, ASpikeTakesTheRunBackAndItRecovers) {
   // Parameters spoilt after step 13: steps 14 and 15 spike. The checkpoint of step 12 is good.
   const TrainSummary spiked = train("spiked", {.step = 13});
   EXPECT_EQ(spiked.rollbacks, 1);
-  EXPECT_EQ(spiked.steps, kSteps);
+  EXPECT_EQ(spiked.steps, kSpikeSteps);
   EXPECT_LT(spiked.last_loss, calm.last_loss + 0.5);
 
   const std::vector<Json> records = read_metrics(folder_ / "spiked");
@@ -174,7 +174,7 @@ TEST_F(SpikeIntegrationTest, ACheckpointOfTheSpikeIsRemovedAndTheOneBeforeTaken)
   ASSERT_EQ(rollbacks("late").size(), 1U);
   EXPECT_EQ(rollbacks("late")[0]["step"], 9);
   EXPECT_EQ(rollbacks("late")[0]["from_step"], 14);
-  EXPECT_EQ(summary.steps, kSteps);
+  EXPECT_EQ(summary.steps, kSpikeSteps);
 }
 
 TEST_F(SpikeIntegrationTest, NumbersThatAreNotFiniteTakeTheRunBackToo) {
@@ -205,7 +205,7 @@ TEST_F(SpikeIntegrationTest, WithoutACheckpointASpikeIsSaidAndTheRunGoesOn) {
   const TrainSummary summary =
       train("none", {.step = 7, .settings = {"train.checkpoint_every=100"}});
   EXPECT_EQ(summary.rollbacks, 0);
-  EXPECT_EQ(summary.steps, kSteps);
+  EXPECT_EQ(summary.steps, kSpikeSteps);
   Faults off{.step = 13, .settings = {"train.spike.enabled=false"}};
   EXPECT_EQ(train("off", off).rollbacks, 0);
 }
