@@ -5,6 +5,7 @@
 #include "needle/model/model_engine.h"
 #include "needle/runtime/loaded_model.h"
 #include "needle/train/device.h"
+#include "needle/train/device_plugin.h"
 #include "needle/train/saved_model.h"
 
 #include "apps/needle_eval/eval_model.h"
@@ -43,6 +44,7 @@ SavedModel load_model(const EvalModelOptions& options) {
 EvalModel open_checkpoint(const EvalModelOptions& options) {
   const FakeQuant kernels = parse_quant("--kernels", options.kernels);
   const FakeQuant embedding = parse_quant("--embedding", options.embedding);
+  load_device_plugins(options.device_plugins);
   const torch::Device device = choose_device(options.device);
   if (options.threads != 1) {
     torch::set_num_threads(1);  // the cores are busy with one request each

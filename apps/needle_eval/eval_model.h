@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "needle/decode/engine.h"
 #include "needle/text/prompt.h"
@@ -13,9 +14,10 @@
 namespace needle {
 
 struct EvalModelOptions {
-  std::string path;              // .needle file, checkpoint folder, run folder or needle.pkl
-  std::string tokenizer;         // for a needle.pkl without one beside it
-  std::string device = "auto";   // checkpoints only
+  std::string path;             // .needle file, checkpoint folder, run folder or needle.pkl
+  std::string tokenizer;        // for a needle.pkl without one beside it
+  std::string device = "auto";  // checkpoints only
+  std::vector<std::string> device_plugins;  // likewise
   std::string kernels = "none";  // checkpoints only: quantise the kernels as an export would
   std::string embedding = "none";
   std::string numerics = "int8";  // of the runtime: int8 as served, or float

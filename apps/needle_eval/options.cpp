@@ -41,12 +41,23 @@ std::vector<EvalCase> read_cases(const DataOptions& options) {
   return cases;
 }
 
+void add_device_options(CLI::App& command, std::string& device, std::vector<std::string>& plugins) {
+  command
+      .add_option("--device", device,
+                  "Where a checkpoint computes: auto, cpu, cuda, cuda:1, mps, xpu or a plug-in's "
+                  "name")
+      ->capture_default_str();
+  command
+      .add_option("--device-plugin", plugins,
+                  "Shared library that brings a device, may be given several times; also "
+                  "NEEDLE_DEVICE_PLUGIN=PATH:PATH (docs/devices.md)")
+      ->allow_extra_args(false);
+}
+
 void add_model_options(CLI::App& command, EvalModelOptions& options) {
   command.add_option("--tokenizer", options.tokenizer,
                      "SentencePiece model, for a needle.pkl without one beside it");
-  command
-      .add_option("--device", options.device, "Where a checkpoint computes: auto, cpu, cuda, ...")
-      ->capture_default_str();
+  add_device_options(command, options.device, options.device_plugins);
   command
       .add_option("--kernels", options.kernels,
                   "Quantise a checkpoint's kernels as an export would")

@@ -30,6 +30,7 @@ struct AnswerOptions {
 };
 
 void add_data_options(CLI::App& command, DataOptions& options, bool required);
+void add_device_options(CLI::App& command, std::string& device, std::vector<std::string>& plugins);
 void add_model_options(CLI::App& command, EvalModelOptions& options);
 void add_answer_options(CLI::App& command, AnswerOptions& options);
 

@@ -15,10 +15,12 @@
 #include "needle/data/jsonl_reader.h"
 #include "needle/data/prepare.h"
 #include "needle/train/device.h"
+#include "needle/train/device_plugin.h"
 #include "needle/train/perplexity.h"
 #include "needle/train/saved_model.h"
 
 #include "apps/needle_eval/commands.h"
+#include "apps/needle_eval/options.h"
 
 namespace needle {
 namespace {
@@ -29,6 +31,7 @@ struct PerplexityOptions {
   std::string data;
   std::string kind = "calls";
   std::string device = "auto";
+  std::vector<std::string> device_plugins;
   std::int64_t limit = 0;
   std::int64_t batch_rows = 8;
   bool json = false;
@@ -54,9 +57,10 @@ PackedDataset read_dataset(const PerplexityOptions& options, const SavedModel& s
 }
 
 void perplexity(const PerplexityOptions& options) {
+  load_device_plugins(options.device_plugins);
+  const torch::Device device = choose_device(options.device);
   SavedModel saved = load_saved_model(options.model, options.tokenizer);
   const PackedDataset dataset = read_dataset(options, saved);
-  const torch::Device device = choose_device(options.device);
   saved.model->to(device);
 
   std::vector<std::int64_t> rows(static_cast<std::size_t>(dataset.row_count()));
@@ -118,7 +122,7 @@ void add_perplexity_command(CLI::App& app) {
   command->add_option("--batch-rows", options->batch_rows, "Rows in one forward pass")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--device", options->device, "auto, cpu, cuda, ...")->capture_default_str();
+  add_device_options(*command, options->device, options->device_plugins);
   command->add_flag("--json", options->json, "Print the figures as JSON");
   command->footer(
       "exp of the mean cross-entropy per target token, without weights. Rows are encoded as in\n"

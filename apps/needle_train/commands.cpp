@@ -9,6 +9,7 @@
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
 #include "needle/train/bench.h"
+#include "needle/train/device_plugin.h"
 #include "needle/train/finetune.h"
 #include "needle/train/launcher.h"
 #include "needle/train/pretrain.h"
@@ -21,13 +22,27 @@ namespace {
 
 void print_line(const Json& record) { std::cout << record.dump() << std::endl; }
 
+void add_device_option(CLI::App& command, std::string& device) {
+  command.add_option("--device", device,
+                     "Where to compute: auto, cpu, cuda, cuda:1, mps, xpu or a plug-in's name "
+                     "(train.device)");
+}
+
+// Fields of the config that have an option of their own.
+void set_device(std::vector<std::string>& overrides, const std::string& device) {
+  if (!device.empty()) {
+    overrides.push_back("train.device=" + device);
+  }
+}
+
 // What both flows take. The options' own names, so that help reads the same for both.
 template <typename Options>
-void add_run_options(CLI::App& command, Options& options, bool& json) {
+void add_run_options(CLI::App& command, Options& options, std::string& device, bool& json) {
   command
       .add_option("--set", options.overrides,
                   "Set a field of the config: optimizer.adam.peak_lr=3e-4")
       ->allow_extra_args(false);
+  add_device_option(command, device);
   command.add_option("-o,--output", options.output, "Run folder (default: the config's)");
   command.add_flag("--resume", options.resume, "Go on with the run in the output folder");
   command.add_flag("--dry-run", options.dry_run,
@@ -35,13 +50,15 @@ void add_run_options(CLI::App& command, Options& options, bool& json) {
   command.add_flag("--json", json, "Print records and results as JSON lines");
 }
 
-// Starts the ranks if they were asked for and this process is not one of them.
+// Starts the ranks if they were asked for and this process is not one of them; else loads what
+// brings this process its device.
 void launch_if_asked(const LaunchFlags& launch) {
   if (launch.ranks > 1 && rank_environment().world == 1) {
     throw CLI::RuntimeError(launch_ranks({.ranks = launch.ranks,
                                           .max_restarts = launch.max_restarts,
                                           .command = launch.command}));
   }
+  load_device_plugins(launch.device_plugins);
 }
 
 template <typename Options>
@@ -165,10 +182,15 @@ void add_launch_options(CLI::App& app, LaunchFlags& launch) {
   app.add_option("--max-restarts", launch.max_restarts,
                  "With --nproc: so often start all again from the newest checkpoint when one fails")
       ->check(CLI::Range(0, 1000000));
+  app.add_option("--device-plugin", launch.device_plugins,
+                 "Shared library that brings a device, may be given several times; also "
+                 "NEEDLE_DEVICE_PLUGIN=PATH:PATH (docs/devices.md)")
+      ->allow_extra_args(false);
 }
 
 void add_pretrain_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<PretrainOptions>();
+  auto device = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   auto* command = app.add_subcommand("pretrain", "Train a base model from a run config");
   command
@@ -177,7 +199,7 @@ void add_pretrain_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       ->required();
   command->add_option("--data", options->data,
                       "JSONL files to train on, plain or gzip (default: the config's)");
-  add_run_options(*command, *options, *json);
+  add_run_options(*command, *options, *device, *json);
   command->footer(
       "Trains a tokenizer on the data (or on tokenizer.texts), encodes and packs the rows, trains, "
       "and leaves\n"
@@ -187,14 +209,16 @@ void add_pretrain_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       "      --set 'tokenizer.texts=[\"text.jsonl.gz\",\"calls.jsonl\"]'\n"
       "  needle-train pretrain my.json --resume");
   add_launch_options(*command, *launch);
-  command->callback([options, json, launch] {
+  command->callback([options, device, json, launch] {
     launch_if_asked(*launch);
+    set_device(options->overrides, *device);
     run_pretrain(*options, *json);
   });
 }
 
 void add_finetune_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<FinetuneOptions>();
+  auto device = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   auto yes = std::make_shared<bool>(false);
   auto* command =
@@ -218,7 +242,7 @@ void add_finetune_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       "--config", options->config,
       "Run config: a JSON file or a built-in name (default: what suits the checkpoint)");
   command->add_flag("--yes", *yes, "Download without asking");
-  add_run_options(*command, *options, *json);
+  add_run_options(*command, *options, *device, *json);
   command->footer(
       "Splits the rows per tool into training, validation and test, evaluates the base, trains, "
       "keeps the checkpoint\n"
@@ -231,8 +255,9 @@ void add_finetune_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       "  needle-train finetune rows.jsonl --checkpoint needle.pkl --tokenizer needle.model "
       "--dry-run");
   add_launch_options(*command, *launch);
-  command->callback([options, json, yes, launch] {
+  command->callback([options, device, json, yes, launch] {
     launch_if_asked(*launch);
+    set_device(options->overrides, *device);
     run_finetune(*options, *yes, *json);
   });
 }
@@ -255,6 +280,7 @@ void add_config_command(CLI::App& app) {
 
 void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
   auto options = std::make_shared<TrainBenchOptions>();
+  auto device = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   auto* command =
       app.add_subcommand("bench", "Time training steps on fixed shapes and random tokens");
@@ -269,6 +295,7 @@ void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       ->add_option("--set", options->overrides,
                    "Set a field of the run config: train.compute_dtype=float32")
       ->allow_extra_args(false);
+  add_device_option(*command, *device);
   command->add_option("--dump", options->dump,
                       "Folder for weights.safetensors and batch.safetensors of the first step");
   command->add_option("--profile", options->profile,
@@ -281,8 +308,9 @@ void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       "  needle-train bench --config tiny --profile trace.json\n"
       "  needle-train bench --config pack4 --set train.compute_dtype=float32 --json");
   add_launch_options(*command, *launch);
-  command->callback([options, json, launch] {
+  command->callback([options, device, json, launch] {
     launch_if_asked(*launch);
+    set_device(options->overrides, *device);
     options->environment = rank_environment();
     run_bench(*options, *json);
   });

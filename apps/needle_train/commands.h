@@ -10,11 +10,12 @@
 
 namespace needle {
 
-// How many processes train, and the command line that starts each of them.
+// How many processes train, the command line that starts each of them, and what they load first.
 struct LaunchFlags {
   std::int64_t ranks = 1;
   std::int64_t max_restarts = 0;
   std::vector<std::string> command;
+  std::vector<std::string> device_plugins;  // loaded by each of them
 };
 
 // `launch`: may be set by options of the app and of the subcommand alike.

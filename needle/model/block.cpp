@@ -8,7 +8,7 @@ GatedSelfAttentionImpl::GatedSelfAttentionImpl(const ModelConfig& config, double
     : norm(register_module("norm", ZCRMSNorm(config.d_model))),
       attention(register_module("attention", Attention(config))),
       dropout(register_module("dropout", torch::nn::Dropout(dropout_rate))),
-      gate(register_parameter("gate", torch::zeros({}))) {}
+      gate(add_parameter("gate", gate, torch::zeros({}))) {}
 
 torch::Tensor GatedSelfAttentionImpl::forward(const torch::Tensor& x, const AttentionMask& mask,
                                               const Rope& rope) {
@@ -31,7 +31,7 @@ GatedCrossAttentionImpl::GatedCrossAttentionImpl(const ModelConfig& config, doub
     : norm(register_module("norm", ZCRMSNorm(config.d_model))),
       attention(register_module("attention", Attention(config))),
       dropout(register_module("dropout", torch::nn::Dropout(dropout_rate))),
-      gate(register_parameter("gate", torch::zeros({}))) {}
+      gate(add_parameter("gate", gate, torch::zeros({}))) {}
 
 torch::Tensor GatedCrossAttentionImpl::forward(const torch::Tensor& x, const KeyValues& context,
                                                const AttentionMask& mask) {
@@ -47,7 +47,7 @@ GatedFeedForwardImpl::GatedFeedForwardImpl(const ModelConfig& config, double dro
     : norm(register_module("norm", ZCRMSNorm(config.d_model))),
       feed_forward(register_module("feed_forward", FeedForward(config))),
       dropout(register_module("dropout", torch::nn::Dropout(dropout_rate))),
-      gate(register_parameter("gate", torch::zeros({}))) {}
+      gate(add_parameter("gate", gate, torch::zeros({}))) {}
 
 torch::Tensor GatedFeedForwardImpl::forward(const torch::Tensor& x) {
   return x + torch::sigmoid(gate) * dropout(feed_forward(norm(x)));

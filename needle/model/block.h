@@ -7,11 +7,12 @@
 #include "needle/model/attention.h"
 #include "needle/model/feed_forward.h"
 #include "needle/model/norm.h"
+#include "needle/model/parameter_module.h"
 #include "needle/quant/model_config.h"
 
 namespace needle {
 
-class GatedSelfAttentionImpl : public torch::nn::Module {
+class GatedSelfAttentionImpl : public ParameterModule {
  public:
   GatedSelfAttentionImpl(const ModelConfig& config, double dropout_rate);
 
@@ -28,7 +29,7 @@ class GatedSelfAttentionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(GatedSelfAttention);
 
-class GatedCrossAttentionImpl : public torch::nn::Module {
+class GatedCrossAttentionImpl : public ParameterModule {
  public:
   GatedCrossAttentionImpl(const ModelConfig& config, double dropout_rate);
 
@@ -43,7 +44,7 @@ class GatedCrossAttentionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(GatedCrossAttention);
 
-class GatedFeedForwardImpl : public torch::nn::Module {
+class GatedFeedForwardImpl : public ParameterModule {
  public:
   GatedFeedForwardImpl(const ModelConfig& config, double dropout_rate);
 

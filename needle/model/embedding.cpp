@@ -5,7 +5,7 @@
 namespace needle {
 
 TiedEmbeddingImpl::TiedEmbeddingImpl(std::int64_t vocab_size, std::int64_t d_model)
-    : weight(register_parameter("weight", torch::zeros({vocab_size, d_model}))) {}
+    : weight(add_parameter("weight", weight, torch::zeros({vocab_size, d_model}))) {}
 
 torch::Tensor TiedEmbeddingImpl::forward(const torch::Tensor& ids, torch::ScalarType dtype) {
   const double scale = std::sqrt(static_cast<double>(weight.size(1)));

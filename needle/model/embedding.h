@@ -6,10 +6,11 @@
 #include <torch/torch.h>
 
 #include "needle/model/fake_quant.h"
+#include "needle/model/parameter_module.h"
 
 namespace needle {
 
-class TiedEmbeddingImpl : public torch::nn::Module {
+class TiedEmbeddingImpl : public ParameterModule {
  public:
   TiedEmbeddingImpl(std::int64_t vocab_size, std::int64_t d_model);
 

@@ -3,9 +3,9 @@
 namespace needle {
 
 KernelLinearImpl::KernelLinearImpl(const KernelLinearOptions& options)
-    : weight(register_parameter("weight", torch::zeros({options.out, options.in}))) {
+    : weight(add_parameter("weight", weight, torch::zeros({options.out, options.in}))) {
   if (options.bias) {
-    bias = register_parameter("bias", torch::zeros({options.out}));
+    bias = add_parameter("bias", bias, torch::zeros({options.out}));
   }
 }
 

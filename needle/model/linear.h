@@ -7,6 +7,7 @@
 #include <torch/torch.h>
 
 #include "needle/model/fake_quant.h"
+#include "needle/model/parameter_module.h"
 
 namespace needle {
 
@@ -16,7 +17,7 @@ struct KernelLinearOptions {
   bool bias = false;
 };
 
-class KernelLinearImpl : public torch::nn::Module {
+class KernelLinearImpl : public ParameterModule {
  public:
   explicit KernelLinearImpl(const KernelLinearOptions& options);
 

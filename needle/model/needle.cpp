@@ -65,7 +65,7 @@ NeedleImpl::NeedleImpl(const ModelConfig& config, double dropout_rate)
   encoder = register_module("encoder", Encoder(config, dropout_rate));
   decoder = register_module("decoder", Decoder(config, dropout_rate));
   contrastive_head = register_module("contrastive_head", ContrastiveHead(config));
-  log_temp = register_parameter("log_temp", torch::zeros({}));
+  log_temp = add_parameter("log_temp", log_temp, torch::zeros({}));
 }
 
 torch::Tensor NeedleImpl::forward(const ModelInput& input) { return logits(hidden(input)); }

@@ -18,6 +18,7 @@
 #include "needle/model/encoder.h"
 #include "needle/model/fake_quant.h"
 #include "needle/model/mask.h"
+#include "needle/model/parameter_module.h"
 #include "needle/quant/model_config.h"
 
 namespace needle {
@@ -40,7 +41,7 @@ struct ModelMasks {
 ModelMasks make_masks(const ModelInput& input, std::int64_t pad_id);
 
 // Not thread-safe in training; forward passes without gradients are safe from several threads.
-class NeedleImpl : public torch::nn::Module {
+class NeedleImpl : public ParameterModule {
  public:
   // Every parameter starts at zero: call init_parameters (model/init.h) or load a checkpoint.
   // Throws ConfigError if the config is not valid.

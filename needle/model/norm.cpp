@@ -3,7 +3,7 @@
 namespace needle {
 
 ZCRMSNormImpl::ZCRMSNormImpl(std::int64_t size)
-    : scale(register_parameter("scale", torch::zeros({size}))) {}
+    : scale(add_parameter("scale", scale, torch::zeros({size}))) {}
 
 torch::Tensor ZCRMSNormImpl::forward(const torch::Tensor& x) {
   const auto wide = x.to(torch::kFloat32);

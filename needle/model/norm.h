@@ -9,11 +9,13 @@
 
 #include <torch/torch.h>
 
+#include "needle/model/parameter_module.h"
+
 namespace needle {
 
 inline constexpr double kNormEpsilon = 1e-6;
 
-class ZCRMSNormImpl : public torch::nn::Module {
+class ZCRMSNormImpl : public ParameterModule {
  public:
   explicit ZCRMSNormImpl(std::int64_t size);
 

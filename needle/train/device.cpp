@@ -4,15 +4,26 @@
 #include <array>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include <sys/resource.h>
 
+#include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "needle/core/cpu_features.h"
 #include "needle/core/error.h"
+#include "needle/core/log.h"
+#include "needle/train/device_plugin.h"
+
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+#define NEEDLE_DEVICE_GRAPHS 1
+#endif
 
 namespace needle {
 namespace {
@@ -46,6 +57,46 @@ std::int64_t status_bytes(std::string_view key) {
   return 0;
 }
 
+c10::DeviceIndex index_of(const torch::Device& device) {
+  return device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0);
+}
+
+// Kernels of CUDA lie in a library of their own, which is looked for only when it is wanted.
+void load_what_is_asked_for(std::string_view name) {
+  if (name == "cuda" || name.starts_with("cuda:")) {
+    try {
+      load_cuda();
+    } catch (const ConfigError& error) {
+      throw ConfigError(
+          format("device = \"{}\": {}. There is auto, {}", name, error.what(), list_devices()));
+    }
+  } else if (name == "auto" && has_cuda_driver()) {
+    try {
+      load_cuda();
+    } catch (const ConfigError& error) {
+      log_warning("an NVIDIA driver is installed, but: {}", error.what());
+    }
+  }
+}
+
+// Asked once for each type: a plug-in need not have pinned memory, and says so by throwing.
+bool has_pinned_memory(torch::DeviceType type) {
+  static std::array<std::optional<bool>,
+                    static_cast<std::size_t>(torch::DeviceType::COMPILE_TIME_MAX_DEVICE_TYPES)>
+      known;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  auto& answer = known[static_cast<std::size_t>(type)];
+  if (!answer) {
+    try {
+      answer = torch::empty({1}, torch::TensorOptions().pinned_memory(true)).is_pinned();
+    } catch (const c10::Error&) {
+      answer = false;
+    }
+  }
+  return *answer;
+}
+
 MemoryUse process_memory() {
   MemoryUse use{.current_bytes = status_bytes("VmRSS:"), .peak_bytes = status_bytes("VmHWM:")};
   if (use.peak_bytes == 0) {
@@ -69,6 +120,7 @@ std::vector<std::string> available_devices() {
 }
 
 torch::Device choose_device(std::string_view name) {
+  load_what_is_asked_for(name);
   if (name == "auto") {
     for (const auto type : kAccelerators) {
       if (device_count(type) > 0) {
@@ -82,7 +134,9 @@ torch::Device choose_device(std::string_view name) {
     device = torch::Device(std::string(name));
   } catch (const c10::Error&) {
     throw ConfigError(
-        format("device = \"{}\": no such name; this machine has auto, {}", name, list_devices()));
+        format("device = \"{}\": no such name; there is auto, {} (a plug-in brings others: "
+               "--device-plugin, docs/devices.md)",
+               name, list_devices()));
   }
   if (device.is_cpu()) {
     return torch::kCPU;
@@ -90,6 +144,13 @@ torch::Device choose_device(std::string_view name) {
   const std::int64_t index = device.has_index() ? device.index() : 0;
   const bool known =
       std::find(kAccelerators.begin(), kAccelerators.end(), device.type()) != kAccelerators.end();
+  if (device.is_cuda() && device_count(device.type()) == 0) {
+    throw ConfigError(
+        format("device = \"{}\": LibTorch's CUDA part is loaded, but it finds no GPU; does "
+               "nvidia-smi list "
+               "one? There is auto, {}",
+               name, list_devices()));
+  }
   if (!known || index >= device_count(device.type())) {
     throw ConfigError(format(
         "device = \"{}\" is not available with this LibTorch on this machine; there is auto, {}",
@@ -100,8 +161,10 @@ torch::Device choose_device(std::string_view name) {
 
 torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device& device) {
   if (choice == ComputeDtype::kAuto) {
-    const bool fast_bfloat16 =
-        device.is_cpu() ? has_fast_bfloat16() : device.is_cuda() || device.is_xpu();
+    const bool fast_bfloat16 = device.is_cpu() ? has_fast_bfloat16()
+                                               : device.is_cuda() || device.is_xpu() ||
+                                                     (plugin_of(device.type()) != nullptr &&
+                                                      plugin_of(device.type())->bfloat16 != 0);
     return fast_bfloat16 ? torch::kBFloat16 : torch::kFloat32;
   }
   return choice == ComputeDtype::kBfloat16 ? torch::kBFloat16 : torch::kFloat32;
@@ -111,10 +174,86 @@ std::int64_t loss_block_rows(const torch::Device& device) { return device.is_cpu
 
 void synchronize(const torch::Device& device) {
   if (!device.is_cpu()) {
-    c10::impl::VirtualGuardImpl(device.type())
-        .synchronizeDevice(device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0));
+    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(index_of(device));
   }
 }
+
+torch::Tensor empty_staging(torch::IntArrayRef sizes, torch::ScalarType dtype,
+                            const torch::Device& device) {
+  const bool pinned = !device.is_cpu() && has_pinned_memory(device.type());
+  return torch::empty(sizes, torch::TensorOptions().dtype(dtype).pinned_memory(pinned));
+}
+
+torch::Tensor copy_to_device(const torch::Tensor& host, const torch::Device& device) {
+  return host.to(device, /*non_blocking=*/!device.is_cpu() && host.is_pinned());
+}
+
+PendingCopy::PendingCopy(const torch::Tensor& tensor) {
+  const torch::NoGradGuard no_grad;
+  const torch::Device device = tensor.device();
+  if (device.is_cpu()) {
+    host_ = tensor.detach().clone();
+    return;
+  }
+  host_ = empty_staging(tensor.sizes(), tensor.scalar_type(), device);
+  const bool pinned = host_.is_pinned();
+  host_.copy_(tensor.detach(), /*non_blocking=*/pinned);
+  if (pinned) {
+    done_.emplace(device.type());
+    done_->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  }
+}
+
+torch::Tensor PendingCopy::wait() {
+  NEEDLE_CHECK(pending(), "a copy that was never begun, or read already");
+  if (done_) {
+    done_->synchronize();
+    done_.reset();
+  }
+  return std::move(host_);
+}
+
+#ifdef NEEDLE_DEVICE_GRAPHS
+struct DeviceGraph::Impl {
+  torch::Device device;
+  c10::Stream stream;  // a graph cannot be recorded on the default one
+  at::accelerator::Graph graph;
+};
+
+bool DeviceGraph::is_available(const torch::Device& device) {
+  return !device.is_cpu() && at::getAccelerator() == device.type() &&
+         at::has_graph_impl(device.type());
+}
+
+DeviceGraph::DeviceGraph(const torch::Device& device, const std::function<void()>& work) {
+  NEEDLE_CHECK(is_available(device), "{} cannot record its work", device.str());
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  impl_.reset(
+      new Impl{.device = device, .stream = guard.getStreamFromGlobalPool(device), .graph = {}});
+  synchronize(device);
+  try {
+    const c10::StreamGuard on_stream(impl_->stream);
+    impl_->graph.capture_begin();
+    work();
+    impl_->graph.capture_end();
+  } catch (const c10::Error& error) {
+    throw Error(format("{}: its work cannot be recorded: {}", device.str(),
+                       error.what_without_backtrace()));
+  }
+}
+
+DeviceGraph::~DeviceGraph() = default;
+
+void DeviceGraph::replay() { impl_->graph.replay(); }
+#else
+struct DeviceGraph::Impl {};
+bool DeviceGraph::is_available(const torch::Device& /*device*/) { return false; }
+DeviceGraph::DeviceGraph(const torch::Device& device, const std::function<void()>& /*work*/) {
+  NEEDLE_CHECK(false, "{}: this LibTorch cannot record a device's work", device.str());
+}
+DeviceGraph::~DeviceGraph() = default;
+void DeviceGraph::replay() {}
+#endif
 
 MemoryUse memory_use(const torch::Device& device) {
   if (device.is_cpu()) {
@@ -122,9 +261,11 @@ MemoryUse memory_use(const torch::Device& device) {
   }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
   constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  const auto stats =
-      c10::getDeviceAllocator(device.type())
-          ->getDeviceStats(device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0));
+  auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
+  if (allocator == nullptr) {  // a plug-in's that keeps no statistics
+    return {};
+  }
+  const auto stats = allocator->getDeviceStats(index_of(device));
   return {.current_bytes = stats.reserved_bytes[kAll].current,
           .peak_bytes = stats.reserved_bytes[kAll].peak};
 #else
@@ -132,6 +273,14 @@ MemoryUse memory_use(const torch::Device& device) {
 #endif
 }
 
-void seed_generators(std::uint64_t seed) { torch::manual_seed(seed); }
+void seed_generators(std::uint64_t seed) {
+  try {
+    torch::manual_seed(seed);  // the CPU's first
+  } catch (const c10::Error&) {
+    if (at::getAccelerator() != torch::DeviceType::PrivateUse1) {
+      throw;
+    }
+  }
+}
 
 }  // namespace needle

@@ -18,13 +18,11 @@
 #ifdef USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #endif
-#ifdef USE_C10D_NCCL
-#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
-#endif
 
 #include "needle/core/error.h"
 #include "needle/core/log.h"
 #include "needle/train/device.h"
+#include "needle/train/device_plugin.h"
 #include "needle/train/rank_monitor.h"
 
 namespace needle {
@@ -199,15 +197,28 @@ BackendPointer make_gloo(const StorePointer& store, const RankEnvironment& env, 
 }
 #endif
 
-#ifdef USE_C10D_NCCL
-BackendPointer make_nccl(const StorePointer& store, const RankEnvironment& env, double timeout_s) {
-  auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
-  options->timeout = to_milliseconds(timeout_s);
-  return c10::make_intrusive<c10d::ProcessGroupNCCL>(
-      c10::make_intrusive<c10d::PrefixStore>("nccl", store), static_cast<int>(env.rank),
-      static_cast<int>(env.world), options);
+// The exchange of a device's own tensors, made by the plug-in that serves it; null: it has none.
+BackendPointer make_device_group(const torch::Device& device, const StorePointer& store,
+                                 const RankEnvironment& env, double timeout_s) {
+  const NeedleDevicePlugin* const plugin = device.is_cpu() ? nullptr : plugin_of(device.type());
+  if (plugin == nullptr || plugin->create_group == nullptr) {
+    return {};
+  }
+  const auto own_store = c10::make_intrusive<c10d::PrefixStore>(plugin->device, store);
+  const NeedleGroupRequest request{.store = static_cast<c10d::Store*>(own_store.get()),
+                                   .rank = static_cast<std::int32_t>(env.rank),
+                                   .size = static_cast<std::int32_t>(env.world),
+                                   .device_index = device.index(),
+                                   .timeout_s = timeout_s};
+  std::array<char, 1024> error{};
+  void* const group = plugin->create_group(&request, error.data(), error.size());
+  error.back() = '\0';
+  if (group == nullptr) {
+    throw Error(format("rank {}: device plug-in {}: no process group: {}", env.rank, plugin->name,
+                       error.front() != '\0' ? error.data() : "no reason given"));
+  }
+  return BackendPointer::reclaim(static_cast<c10d::Backend*>(group));
 }
-#endif
 
 }  // namespace
 
@@ -237,8 +248,8 @@ struct Ranks::Impl {
                        verdict.value_or("an exchange with the other ranks failed: " + what)));
   }
 
-  // Looks up now and then whether waiting still makes sense. NCCL's work only lets the stream wait;
-  // its own watchdog ends it.
+  // Looks up now and then whether waiting still makes sense. The work of a device's group only lets
+  // the stream wait; its own watchdog ends it.
   void wait(const WorkPointer& work, bool on_stream = false) {
     const auto start = Clock::now();
     if (on_stream) {
@@ -336,11 +347,7 @@ std::unique_ptr<Ranks> Ranks::join(const RankEnvironment& environment, const tor
   try {
     const double patience = options.progress_s + options.silence_s;  // the monitor speaks first
     impl->host_group = make_gloo(impl->store, environment, patience);
-#ifdef USE_C10D_NCCL
-    if (device.is_cuda()) {
-      impl->device_group = make_nccl(impl->store, environment, patience);
-    }
-#endif
+    impl->device_group = make_device_group(device, impl->store, environment, patience);
   } catch (const c10::Error& error) {
     const auto verdict = impl->monitor->failure();
     throw Error(format("rank {}: the ranks could not meet: {}", environment.rank,

@@ -1,6 +1,6 @@
 // The processes that train one model together: who they are and how they exchange tensors.
-// c10d underneath: Gloo on the CPU, NCCL on CUDA. A device without a group of its own (MPS, XPU, a
-// plug-in's) exchanges through host memory.
+// c10d underneath: Gloo on the CPU, on other devices what their plug-in makes (device_plugin_api.h;
+// NCCL on CUDA). A device without a group of its own exchanges through host memory.
 #pragma once
 
 #include <cstdint>

@@ -114,7 +114,8 @@ struct TrainConfig {
           "a few steps, undone "
           "afterwards, and fixes the number of steps once");
     visit("seed", self.seed, "Initial weights, order of the data, dropout, retrieval pairs");
-    visit("device", self.device, "auto, cpu, cuda, cuda:1, mps, ...");
+    visit("device", self.device,
+          "auto, cpu, cuda, cuda:1, mps, xpu or the name of a plug-in's (docs/devices.md)");
     visit("compute_dtype", self.compute_dtype,
           "Type of activations: auto, float32 or bfloat16; parameters stay float32");
     visit("attention", self.attention,

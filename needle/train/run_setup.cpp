@@ -165,7 +165,14 @@ Needle make_model(const RunConfig& config) {
 void place_model(Needle& model, const TrainConfig& train) {
   const torch::Device device = choose_device(train.device);
   model->to(device);
-  model->set_attention_kernel(train.attention);
+  // Whole layers and ranges are loops of the CPU; on any other device LibTorch's operators compute.
+  const bool for_cpu_only = takes_ranges(train.attention);
+  if (for_cpu_only && !device.is_cpu()) {
+    log_info("train.attention = {} is for the CPU; {} takes fused",
+             EnumTable<AttentionKernel>::value.name(train.attention), device.str());
+  }
+  model->set_attention_kernel(for_cpu_only && !device.is_cpu() ? AttentionKernel::kFused
+                                                               : train.attention);
   model->set_activation_checkpointing(train.activation_checkpointing);
   model->set_compute_dtype(choose_compute_dtype(train.compute_dtype, device));
 }
