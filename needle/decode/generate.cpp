@@ -19,6 +19,10 @@
 namespace needle {
 namespace {
 
+// Tools that are kept, and their texts' bytes together.
+constexpr std::size_t kKeptTools = 64;
+constexpr std::size_t kKeptToolBytes = 2 << 20;
+
 std::string without_tool_call(std::string text) {
   if (text.starts_with(kToolCallPiece)) {
     text.erase(0, kToolCallPiece.size());
@@ -123,6 +127,12 @@ struct FunctionCaller::LazyTexts {
   std::shared_ptr<const TokenTexts> texts;
 };
 
+// A request's tools as the model reads them: the same for every query.
+struct FunctionCaller::PreparedTools {
+  NormalizedTools names;
+  std::vector<TokenId> ids;
+};
+
 FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
                                PromptConfig prompt, NameStyle name_style,
                                std::optional<Calibration> calibration)
@@ -132,19 +142,41 @@ FunctionCaller::FunctionCaller(const Engine& engine, const Tokenizer& tokenizer,
       name_style_(name_style),
       calibration_(std::move(calibration)),
       token_texts_(std::make_shared<LazyTexts>()),
-      grammars_(std::make_shared<GrammarSource>(tokenizer)) {
+      grammars_(std::make_shared<GrammarSource>(tokenizer)),
+      tools_(std::make_shared<LruCache<PreparedTools>>(kKeptTools, kKeptToolBytes)) {
   NEEDLE_CHECK(engine.vocab_size() == tokenizer.vocab_size(),
                "the model has {} tokens, the tokenizer {}: they do not belong together",
                engine.vocab_size(), tokenizer.vocab_size());
 }
 
-NormalizedTools FunctionCaller::normalized(const CallRequest& request) const {
-  if (!request.normalize_names) {
-    return {.tools_json = request.tools_json, .original_by_snake = {}};
-  }
-  const bool reference = name_style_ == NameStyle::kReference;
-  return normalize_tool_names(reference ? request.tools_json : plain_tools(request.tools_json),
-                              name_style_, prompt_.json_escapes);
+std::shared_ptr<const FunctionCaller::PreparedTools> FunctionCaller::prepared_tools(
+    const CallRequest& request) const {
+  return tools_->find_or_make((request.normalize_names ? 'n' : 'w') + request.tools_json, [&] {
+    const bool reference = name_style_ == NameStyle::kReference;
+    NormalizedTools names{.tools_json = request.tools_json, .original_by_snake = {}};
+    if (request.normalize_names) {
+      names = normalize_tool_names(reference ? request.tools_json : plain_tools(request.tools_json),
+                                   name_style_, prompt_.json_escapes);
+    }
+    auto prepared = std::make_shared<PreparedTools>();
+    prepared->ids = tokenizer_.encode(names.tools_json, special_text());
+    prepared->names = std::move(names);
+    return std::shared_ptr<const PreparedTools>(std::move(prepared));
+  });
+}
+
+EncoderPrompt FunctionCaller::prompt_of(const CallRequest& request,
+                                        const PreparedTools& tools) const {
+  return encode_prompt(tokenizer_, prompt_, request.query, tools.ids, special_text());
+}
+
+SpecialText FunctionCaller::special_text() const {
+  return name_style_ == NameStyle::kReference ? SpecialText::kSpecial : SpecialText::kPlain;
+}
+
+std::int64_t FunctionCaller::prompt_overflow(const CallRequest& request) const {
+  const EncoderPrompt prompt = prompt_of(request, *prepared_tools(request));
+  return prompt.cut_query_tokens + prompt.cut_tools_tokens;
 }
 
 std::int64_t FunctionCaller::budget_of(const CallRequest& request) const {
@@ -215,17 +247,16 @@ std::unique_ptr<Constraint> FunctionCaller::constraint_of(
 
 void FunctionCaller::prepare(const CallRequest& request) const {
   std::vector<Unenforced> unenforced;
-  constraint_of(request, normalized(request), unenforced);
+  constraint_of(request, prepared_tools(request)->names, unenforced);
 }
 
 CallResult FunctionCaller::call(const CallRequest& request) const {
-  const bool reference = name_style_ == NameStyle::kReference;
-  const NormalizedTools tools = normalized(request);
+  const std::shared_ptr<const PreparedTools> prepared = prepared_tools(request);
+  const NormalizedTools& tools = prepared->names;
   CallResult result;
   const std::unique_ptr<Constraint> constraint = constraint_of(request, tools, result.unenforced);
 
-  EncoderPrompt prompt = encode_prompt(tokenizer_, prompt_, request.query, tools.tools_json,
-                                       reference ? SpecialText::kSpecial : SpecialText::kPlain);
+  EncoderPrompt prompt = prompt_of(request, *prepared);
   result.cut_query_tokens = prompt.cut_query_tokens;
   result.cut_tools_tokens = prompt.cut_tools_tokens;
   result.prompt_ids = std::move(prompt.ids);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "needle/calls/tool_name.h"
+#include "needle/core/lru_cache.h"
 #include "needle/decode/confidence.h"
 #include "needle/decode/engine.h"
 #include "needle/decode/grammar_options.h"
@@ -94,16 +95,21 @@ class FunctionCaller {
   // Compiles the request's grammar, so that call() finds it; throws as call() would before it asks
   // the model.
   void prepare(const CallRequest& request) const;
+  // Tokens of the request's prompt beyond max_enc_len, which call() would cut.
+  std::int64_t prompt_overflow(const CallRequest& request) const;
   // Results in the order of the requests, whatever the number of threads (0: one per core).
   std::vector<CallResult> call_batch(std::span<const CallRequest> requests,
                                      std::size_t threads = 1) const;
 
  private:
-  NormalizedTools normalized(const CallRequest& request) const;
+  struct PreparedTools;
+  std::shared_ptr<const PreparedTools> prepared_tools(const CallRequest& request) const;
+  EncoderPrompt prompt_of(const CallRequest& request, const PreparedTools& tools) const;
   std::unique_ptr<Constraint> constraint_of(const CallRequest& request,
                                             const NormalizedTools& tools,
                                             std::vector<Unenforced>& unenforced) const;
   std::int64_t budget_of(const CallRequest& request) const;
+  SpecialText special_text() const;
 
   const Engine& engine_;
   const Tokenizer& tokenizer_;
@@ -113,6 +119,7 @@ class FunctionCaller {
   struct LazyTexts;  // of all tokens: made when a name constraint first needs them
   std::shared_ptr<LazyTexts> token_texts_;
   std::shared_ptr<GrammarSource> grammars_;
+  std::shared_ptr<LruCache<PreparedTools>> tools_;  // of requests before, by their text
 };
 
 }  // namespace needle

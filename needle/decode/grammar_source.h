@@ -2,15 +2,12 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
-#include <list>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 
+#include "needle/core/lru_cache.h"
 #include "needle/decode/grammar.h"
 #include "needle/text/tokenizer.h"
 
@@ -32,15 +29,12 @@ class GrammarSource {
                                            const GrammarOptions& options);
 
  private:
-  using Entry = std::pair<std::string, std::shared_ptr<const Grammar>>;
-  using Make = std::function<std::shared_ptr<const Grammar>(std::shared_ptr<const TokenTrie>)>;
-  std::shared_ptr<const Grammar> find_or_make(std::string key, const Make& make);
+  std::shared_ptr<const TokenTrie> trie();
 
   Tokenizer tokenizer_;
-  std::mutex mutex_;
+  std::mutex mutex_;  // of the trie
   std::shared_ptr<const TokenTrie> trie_;
-  std::list<Entry> entries_;                                                 // the last used first
-  std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key_;  // views of the keys
+  LruCache<Grammar> grammars_{kKept};
 };
 
 }  // namespace needle

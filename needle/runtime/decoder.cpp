@@ -179,7 +179,7 @@ class DecoderPass {
     const std::int64_t shared = config_.num_heads / config_.num_kv_heads;
     const std::int64_t width = shared * config_.head_dim();
     kernels_.transform_heads(
-        head_transform(weights.q_norm, rotated ? &row.request->rope : nullptr, row.position,
+        head_transform(weights.q_norm, rotated ? row.request->rope.get() : nullptr, row.position,
                        1 / std::sqrt(static_cast<float>(config_.head_dim()))),
         shared, {q + head * width, 1, width});
   }
@@ -220,8 +220,8 @@ class DecoderPass {
                        std::int64_t head, std::size_t layer) {
     const std::int64_t first = at * config_.kv_dim() + head * config_.head_dim();
     float* const key = all_.k.data() + first;
-    kernels_.transform_heads(head_transform(weights.k_norm, &row.request->rope, row.position), 1,
-                             {key, 1, config_.head_dim()});
+    kernels_.transform_heads(head_transform(weights.k_norm, row.request->rope.get(), row.position),
+                             1, {key, 1, config_.head_dim()});
     row.request->self[layer].store_head(head, row.position, key, all_.v.data() + first);
   }
 

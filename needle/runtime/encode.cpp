@@ -34,7 +34,7 @@ class EncoderPass {
         mask_(padding_mask(config_, tokens)),
         team_(machine, model, count_),
         int_attention_(uses_int_attention(*machine.kernels, model, count_)),
-        rope_(config_, count_),
+        rope_(model.rope_table(count_)),
         x_(floats(count_ * config_.d_model)),
         q_(floats(count_ * config_.d_model)),
         v_(floats(int_attention_ ? count_ * config_.kv_dim() : 0)),
@@ -126,9 +126,9 @@ class EncoderPass {
     multiply(alone_, weights.k_proj, input, k);
     multiply(alone_, weights.v_proj, input, v);
     const float root = std::sqrt(static_cast<float>(config_.head_dim()));
-    machine_.kernels->transform_heads(head_transform(weights.q_norm, &rope_, row, 1 / root),
+    machine_.kernels->transform_heads(head_transform(weights.q_norm, rope_.get(), row, 1 / root),
                                       config_.num_heads, q);
-    machine_.kernels->transform_heads(head_transform(weights.k_norm, &rope_, row),
+    machine_.kernels->transform_heads(head_transform(weights.k_norm, rope_.get(), row),
                                       config_.num_kv_heads, k);
     if (int_attention_) {
       int_cache_[layer % 2].store_keys(*machine_.kernels, row, {k.data, count, kv_dim});
@@ -207,7 +207,7 @@ class EncoderPass {
   std::vector<std::uint8_t> mask_;
   RowTeam team_;
   bool int_attention_;
-  RopeTable rope_;
+  std::shared_ptr<const RopeTable> rope_;
   AlignedBuffer<float> x_;  // [T, d]
   AlignedBuffer<float> q_;  // [T, d]
   AlignedBuffer<float> v_;  // [T, K * D], until all of them are known

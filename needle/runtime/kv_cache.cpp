@@ -13,8 +13,10 @@ KvCache::KvCache(const ModelConfig& config, std::int64_t capacity)
       capacity_(capacity),
       key_panels_(panels_of(capacity)),
       value_panels_(panels_of(head_dim_)),
-      keys_(static_cast<std::size_t>(heads_ * key_panels_ * head_dim_ * kPanelWidth)),
-      values_(static_cast<std::size_t>(heads_ * value_panels_ * capacity_ * kPanelWidth)) {}
+      keys_(static_cast<std::size_t>(heads_ * key_panels_ * head_dim_ * kPanelWidth),
+            Contents::kAnything),
+      values_(static_cast<std::size_t>(heads_ * value_panels_ * capacity_ * kPanelWidth),
+              Contents::kAnything) {}
 
 void KvCache::store(std::int64_t position, const float* k, const float* v) noexcept {
   for (std::int64_t head = 0; head < heads_; ++head) {

@@ -11,7 +11,8 @@ namespace needle::runtime {
 
 // Scores are q K^T, so keys are a matrix [D] -> [positions]: 16 positions a panel. The weighted sum
 // is p V, so values are a matrix [positions] -> [D]: 16 head dimensions a panel. Both grow by
-// writing the next position's column or row. Not thread-safe while written.
+// writing the next position's column or row; what lies beyond, which may be anything, has no
+// effect. Not thread-safe while written.
 class KvCache {
  public:
   KvCache(const ModelConfig& config, std::int64_t capacity);

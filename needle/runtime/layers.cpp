@@ -78,23 +78,6 @@ void multiply(const Machine& machine, const Matrix& matrix, const Activations& x
                 });
 }
 
-RopeTable::RopeTable(const ModelConfig& config, std::int64_t positions)
-    : half_(config.head_dim() / 2) {
-  const auto size = static_cast<std::size_t>(positions * half_);
-  cos_.resize(size);
-  sin_.resize(size);
-  for (std::int64_t i = 0; i < half_; ++i) {
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(2 * half_);
-    const auto frequency = static_cast<float>(std::pow(config.rope_theta, exponent));
-    for (std::int64_t position = 0; position < positions; ++position) {
-      // The angle is rounded to float32 as in the reference; its cosine is then taken exactly.
-      const float angle = static_cast<float>(position) * frequency;
-      cos_[static_cast<std::size_t>(position * half_ + i)] = std::cos(angle);
-      sin_[static_cast<std::size_t>(position * half_ + i)] = std::sin(angle);
-    }
-  }
-}
-
 HeadTransform head_transform(std::span<const float> factors, const RopeTable* rope,
                              std::int64_t position, float scale) {
   return {.head_dim = std::ssize(factors),

@@ -12,6 +12,7 @@
 #include "needle/runtime/kernels/kernels.h"
 #include "needle/runtime/kv_cache.h"
 #include "needle/runtime/model.h"
+#include "needle/runtime/rope_table.h"
 
 namespace needle::runtime {
 
@@ -80,19 +81,6 @@ Activations part_of(const Activations& rows, std::int64_t first, std::int64_t co
 
 // y = W x for every row. x: [n, in], y: [n, out].
 void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y);
-
-// cos and sin of t * theta^(-2i/D), float32 [positions][D/2].
-class RopeTable {
- public:
-  RopeTable(const ModelConfig& config, std::int64_t positions);
-  const float* cos(std::int64_t position) const { return cos_.data() + position * half_; }
-  const float* sin(std::int64_t position) const { return sin_.data() + position * half_; }
-
- private:
-  std::int64_t half_;
-  std::vector<float> cos_;
-  std::vector<float> sin_;
-};
 
 // `factors`: [D]. Without a table (cross-attention) heads are only normed and multiplied by
 // `scale`.

@@ -92,6 +92,10 @@ CallResult LoadedModel::call(const CallRequest& request) const {
   return impl_->caller.call(request);
 }
 
+std::int64_t LoadedModel::prompt_overflow(const CallRequest& request) const {
+  return impl_->caller.prompt_overflow(request);
+}
+
 const RuntimeEngine& LoadedModel::engine() const { return impl_->engine; }
 const Tokenizer& LoadedModel::tokenizer() const { return impl_->tokenizer; }
 const PromptConfig& LoadedModel::prompt_config() const { return impl_->prompt; }

@@ -44,6 +44,9 @@ class LoadedModel {
                       std::function<bool(std::string_view text)> on_text = {}) const;
   CallResult call(const CallRequest& request) const;  // with every setting
 
+  // Tokens by which the request's prompt is too long: call() would cut it.
+  std::int64_t prompt_overflow(const CallRequest& request) const;
+
   const RuntimeEngine& engine() const;
   const Tokenizer& tokenizer() const;
   const PromptConfig& prompt_config() const;

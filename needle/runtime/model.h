@@ -11,6 +11,7 @@
 #include "needle/quant/weights_file.h"
 #include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/kernels/kernels.h"
+#include "needle/runtime/rope_table.h"
 
 namespace needle::runtime {
 
@@ -92,6 +93,14 @@ struct Model {
   Matrix contrastive_hidden;            // [d/4, d]
   std::vector<float> contrastive_bias;  // [d/4]
   Matrix contrastive_proj;              // [contrastive_dim, d/4]
+
+  // Of at least so many positions.
+  std::shared_ptr<const RopeTable> rope_table(std::int64_t positions) const {
+    return rope_tables_.at_least(config, positions);
+  }
+
+ private:
+  RopeTables rope_tables_;
 };
 
 }  // namespace needle::runtime

@@ -27,11 +27,7 @@ struct Request {
   std::vector<KvCache> cross;             // a layer each: either these
   std::vector<IntKvCache> cross_int;      // or these
   std::vector<std::uint8_t> prompt_mask;  // [T], 0 = padding; empty if there is none
-  RopeTable rope;                         // of the decoder's positions
-
- private:
-  Request(const ModelConfig& config, bool in_int8, std::int64_t prompt_tokens,
-          std::int64_t max_tokens);
+  std::shared_ptr<const RopeTable> rope;  // of the decoder's positions
 };
 
 }  // namespace needle::runtime

@@ -17,8 +17,7 @@ using Clock = Admission::Clock;
 
 // Tools that do not fit would be cut, and the model would never choose them: better said than done.
 void check_fit(const ServedModel& served, const ChatRequest& request) {
-  const std::int64_t too_many =
-      prompt_overflow(served, request.call.query, request.call.tools_json);
+  const std::int64_t too_many = served.model.prompt_overflow(request.call);
   if (too_many > 0) {
     throw ApiError(400,
                    format("the prompt is {} tokens too long for the {} that this model reads; send "

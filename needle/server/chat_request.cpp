@@ -86,16 +86,21 @@ std::string named_tool(const JsonValue& choice, const std::string& path) {
 }
 
 // Leaves those tools that are named.
-std::string only_tools(const std::vector<Tool>& tools, const std::vector<std::string>& names) {
-  JsonValue::Array kept;
+void keep_tools(const std::vector<std::string>& names, ChatRequest& request) {
+  const std::vector<Tool>& tools = request.offered->tools;
+  auto kept = std::make_shared<ReadTools>();
+  JsonValue::Array declared;
   for (const std::string& name : names) {
     const auto found = std::ranges::find(tools, name, &Tool::name);
     if (found == tools.end()) {
       throw bad_request("tool_choice", format("no tool is called {}", name));
     }
-    kept.push_back(found->declared);
+    declared.push_back(found->declared);
+    kept->tools.push_back(*found);
   }
-  return write_compact(JsonValue::array(std::move(kept)));
+  kept->json = write_compact(JsonValue::array(std::move(declared)));
+  request.call.tools_json = kept->json;
+  request.offered = std::move(kept);
 }
 
 void apply_mode(const std::string& mode, ChatRequest& request) {
@@ -121,7 +126,7 @@ void read_tool_choice(const JsonValue& body, ChatRequest& request) {
   }
   const std::string type = read_string(*choice, "type").value_or("");
   if (type == "function") {
-    request.call.tools_json = only_tools(request.sent->tools, {named_tool(*choice, "tool_choice")});
+    keep_tools({named_tool(*choice, "tool_choice")}, request);
     request.call.calls.min_calls = 1;
     return;
   }
@@ -135,7 +140,7 @@ void read_tool_choice(const JsonValue& body, ChatRequest& request) {
   for (const JsonValue& tool : tools->items()) {
     names.push_back(named_tool(tool, "tool_choice.allowed_tools.tools"));
   }
-  request.call.tools_json = only_tools(request.sent->tools, names);
+  keep_tools(names, request);
   apply_mode(read_string(*allowed, "mode").value_or("auto"), request);
 }
 
@@ -262,9 +267,9 @@ ChatRequest parse_chat_request(const JsonValue& body, const ServerLimits& limits
   ChatRequest request;
   request.model = read_string(body, "model").value_or("");
   read_messages(body, limits, request);
-  request.sent = tools.read(body);
-  request.call.tools_json = request.sent->json;
-  request.call.strict = request.sent->strict;
+  request.offered = tools.read(body);
+  request.call.tools_json = request.offered->json;
+  request.call.strict = request.offered->strict;
   read_tool_choice(body, request);
   read_response_format(body, request);
   if (!read_bool(body, "parallel_tool_calls").value_or(true)) {

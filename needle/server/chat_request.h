@@ -16,11 +16,12 @@
 namespace needle {
 
 struct ChatRequest {
-  std::string model;                      // "" is the server's first
-  CallRequest call;                       // query, tools and every setting of the decoder
-  std::shared_ptr<const ReadTools> sent;  // all tools of the request; `call` may have fewer
-  std::vector<std::string> stop;          // the answer ends before the first of them
-  std::int64_t choices = 1;               // n
+  std::string model;  // "" is the server's first
+  CallRequest call;   // query, tools and every setting of the decoder
+  // The request's tools that tool_choice leaves; `call` may have fewer, of those that it was given.
+  std::shared_ptr<const ReadTools> offered;
+  std::vector<std::string> stop;  // the answer ends before the first of them
+  std::int64_t choices = 1;       // n
   bool stream = false;
   bool include_usage = false;   // a last chunk with the token counts
   bool answer_nothing = false;  // tool_choice "none": no model is asked

@@ -81,10 +81,11 @@ JsonValue problems_json(const ChatRequest& request, const CallResult& result) {
   if (!request.call.response_schema.empty()) {
     return list;
   }
-  const bool all = request.sent != nullptr && request.sent->json == request.call.tools_json;
+  // Fewer than were offered: those of a shelf that fit the prompt.
+  const bool all = request.offered != nullptr && request.offered->json == request.call.tools_json;
   const auto fewer = all ? std::vector<Tool>() : parse_tools_text(request.call.tools_json);
   for (const CallProblem& problem :
-       validate_calls(complete_calls(result.text), all ? request.sent->tools : fewer)) {
+       validate_calls(complete_calls(result.text), all ? request.offered->tools : fewer)) {
     list.items().push_back(
         JsonValue::object({{"path", text(problem.path)}, {"message", text(problem.message)}}));
   }

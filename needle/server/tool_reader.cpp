@@ -53,34 +53,9 @@ std::shared_ptr<const ReadTools> ToolReader::read(const JsonValue& body) {
   if (given == nullptr || given->is_null()) {
     return std::make_shared<const ReadTools>();
   }
-  std::string key = write_compact(*given);
-  {
-    const std::lock_guard lock(mutex_);
-    if (const auto found = by_key_.find(key); found != by_key_.end()) {
-      entries_.splice(entries_.begin(), entries_, found->second);
-      return entries_.front().second;
-    }
-  }
-  // Outside the lock: long lists hold nobody up. Two threads may read the same.
-  auto read = std::make_shared<const ReadTools>(read_tools(body, limits_));
-  const std::lock_guard lock(mutex_);
-  if (key.size() > kKeptBytes || by_key_.contains(key)) {
-    return read;
-  }
-  while (!entries_.empty() && (entries_.size() == kKept || bytes_ + key.size() > kKeptBytes)) {
-    bytes_ -= entries_.back().first.size();
-    by_key_.erase(entries_.back().first);
-    entries_.pop_back();
-  }
-  bytes_ += key.size();
-  entries_.emplace_front(std::move(key), read);
-  by_key_.emplace(entries_.front().first, entries_.begin());
-  return read;
-}
-
-std::size_t ToolReader::kept() const {
-  const std::lock_guard lock(mutex_);
-  return entries_.size();
+  return kept_.find_or_make(write_compact(*given), [&] {
+    return std::make_shared<const ReadTools>(read_tools(body, limits_));
+  });
 }
 
 }  // namespace needle

@@ -4,17 +4,13 @@
 #pragma once
 
 #include <cstddef>
-#include <list>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <string_view>
-#include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "needle/calls/json_value.h"
 #include "needle/calls/tool.h"
+#include "needle/core/lru_cache.h"
 #include "needle/server/limits.h"
 
 namespace needle {
@@ -41,16 +37,11 @@ class ToolReader {
   // As read_tools; an error is not kept.
   std::shared_ptr<const ReadTools> read(const JsonValue& body);
 
-  std::size_t kept() const;
+  std::size_t kept() const { return kept_.size(); }
 
  private:
-  using Entry = std::pair<std::string, std::shared_ptr<const ReadTools>>;
-
   const ServerLimits limits_;
-  mutable std::mutex mutex_;
-  std::size_t bytes_ = 0;                                                    // of the keys
-  std::list<Entry> entries_;                                                 // the last used first
-  std::unordered_map<std::string_view, std::list<Entry>::iterator> by_key_;  // views of the keys
+  LruCache<ReadTools> kept_{kKept, kKeptBytes};
 };
 
 }  // namespace needle

@@ -7,12 +7,9 @@
 namespace needle {
 namespace {
 
-// Shortens `ids` to at most `limit` and says by how many.
-std::int64_t cut(std::vector<TokenId>& ids, std::int64_t limit) {
-  const auto size = static_cast<std::int64_t>(ids.size());
-  const std::int64_t kept = std::min(size, std::max<std::int64_t>(limit, 0));
-  ids.resize(static_cast<std::size_t>(kept));
-  return size - kept;
+// How many of `size` tokens are kept of at most `limit`.
+std::int64_t kept_of(std::int64_t size, std::int64_t limit) {
+  return std::min(size, std::max<std::int64_t>(limit, 0));
 }
 
 }  // namespace
@@ -35,15 +32,22 @@ void PromptConfig::validate(std::string_view where) const {
 EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
                             std::string_view query, std::string_view tools_json,
                             SpecialText special) {
+  return encode_prompt(tokenizer, config, query, tokenizer.encode(tools_json, special), special);
+}
+
+EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
+                            std::string_view query, std::span<const TokenId> tools,
+                            SpecialText special) {
   EncoderPrompt prompt;
   prompt.ids = tokenizer.encode(query, special);
-  prompt.cut_query_tokens = cut(prompt.ids, config.max_enc_len - 2);
-  std::vector<TokenId> tools = tokenizer.encode(tools_json, special);
-  prompt.cut_tools_tokens =
-      cut(tools, config.max_enc_len - static_cast<std::int64_t>(prompt.ids.size()) - 1);
-  prompt.ids.reserve(prompt.ids.size() + 1 + tools.size());
+  const std::int64_t query_kept = kept_of(std::ssize(prompt.ids), config.max_enc_len - 2);
+  const std::int64_t tools_kept = kept_of(std::ssize(tools), config.max_enc_len - query_kept - 1);
+  prompt.cut_query_tokens = std::ssize(prompt.ids) - query_kept;
+  prompt.cut_tools_tokens = std::ssize(tools) - tools_kept;
+  prompt.ids.resize(static_cast<std::size_t>(query_kept));
+  prompt.ids.reserve(static_cast<std::size_t>(query_kept + 1 + tools_kept));
   prompt.ids.push_back(kToolsId);
-  prompt.ids.insert(prompt.ids.end(), tools.begin(), tools.end());
+  prompt.ids.insert(prompt.ids.end(), tools.begin(), tools.begin() + tools_kept);
   return prompt;
 }
 

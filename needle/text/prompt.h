@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +52,11 @@ struct EncoderPrompt {
 // compact it before.
 EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
                             std::string_view query, std::string_view tools_json,
+                            SpecialText special = SpecialText::kPlain);
+
+// The same with tools that were encoded before.
+EncoderPrompt encode_prompt(const Tokenizer& tokenizer, const PromptConfig& config,
+                            std::string_view query, std::span<const TokenId> tools,
                             SpecialText special = SpecialText::kPlain);
 
 // An answer as the decoder reads and writes it. decoder_in[i] is followed by target[i].

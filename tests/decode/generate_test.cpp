@@ -184,6 +184,50 @@ TEST(FunctionCallerTest, WrappedToolsPromptAsPlainOnes) {
   EXPECT_NE(prompt(R"([{"name":"b","description":"d","parameters":{}}])"), plain);
 }
 
+// Tools are kept by their text: a request must not get those of another, however alike.
+TEST(FunctionCallerTest, ToolsThatWereSeenBeforeAreReadTheSameWay) {
+  const auto engine = engine_that_says(answer_ids("[]"));
+  const FunctionCaller caller(engine, tiny_tokenizer(), {});
+  const auto prompt = [&](std::string query, std::string tools, bool normalize) {
+    return caller
+        .call({.query = std::move(query),
+               .tools_json = std::move(tools),
+               .constrain = Constrain::kNone,
+               .normalize_names = normalize})
+        .prompt_ids;
+  };
+  const std::string tools(kTools);
+  const auto whole = [&](const std::string& query, const std::string& text) {
+    return encode_prompt(tiny_tokenizer(), {}, query, text).ids;
+  };
+  const std::string normal = normalize_tool_names(tools).tools_json;
+  ASSERT_NE(normal, tools);
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(prompt("a", tools, true), whole("a", normal));
+    EXPECT_EQ(prompt("b c", tools, true), whole("b c", normal));
+    EXPECT_EQ(prompt("a", tools, false), whole("a", tools));
+    EXPECT_EQ(prompt("a", "[]", true), whole("a", "[]"));
+    EXPECT_EQ(prompt("a", "", false), whole("a", ""));
+  }
+}
+
+TEST(FunctionCallerTest, APromptsOverflowIsWhatACallWouldCut) {
+  const auto engine = engine_that_says(answer_ids("[]"));
+  const std::string tools(kTools);
+  const auto all = std::ssize(encode_prompt(tiny_tokenizer(), {}, "five minutes please",
+                                            normalize_tool_names(tools).tools_json)
+                                  .ids);
+  for (const std::int64_t room : {all + 1, all, all - 1, std::int64_t{8}, std::int64_t{3}}) {
+    const FunctionCaller caller(engine, tiny_tokenizer(), {.max_enc_len = room});
+    const CallRequest request = {
+        .query = "five minutes please", .tools_json = tools, .constrain = Constrain::kNone};
+    const CallResult result = caller.call(request);
+    EXPECT_EQ(caller.prompt_overflow(request), result.cut_query_tokens + result.cut_tools_tokens);
+    EXPECT_EQ(caller.prompt_overflow(request), std::max<std::int64_t>(0, all - room)) << room;
+    EXPECT_EQ(std::ssize(result.prompt_ids), std::min(all, room));
+  }
+}
+
 TEST(FunctionCallerTest, TheDecoderLimitOfTheModelBoundsTheLength) {
   const auto engine = engine_that_says(std::vector<TokenId>(50, 9));
   const FunctionCaller caller(engine, tiny_tokenizer(), {.max_dec_len = 6});

@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <gtest/gtest.h>
 
 #include "needle/core/error.h"
 #include "needle/core/random.h"
+#include "needle/runtime/aligned_buffer.h"
 
 #include "tests/runtime/allocation_counter.h"
 #include "tests/runtime/golden_model.h"
@@ -139,6 +144,26 @@ TEST(RuntimeEngineTest, ThreadsDoNotChangeABit) {
     EXPECT_EQ(several.embed(prompt), one.embed(prompt));
   }
 }
+
+#ifdef __GLIBC__
+// Caches are not cleared: what a request before left beyond the positions that count must not show.
+TEST(RuntimeEngineTest, WhatLiesInUsedMemoryChangesNoBit) {
+  const auto wide = model_of_wide_heads(Numerics::kInt8);
+  const auto narrow = random_model(WeightEncoding::kF32);
+  for (const auto& model : {wide, narrow}) {
+    const RuntimeEngine engine(model);
+    const auto expected = run(engine, prompt_of(37), prompt_of(19));
+    keep_buffers();
+    ::mallopt(M_PERTURB, 0x80);  // new memory is full of 0x7f: floats of 3.4e38
+    const AlignedBuffer<float> unset(1000, Contents::kAnything);
+    EXPECT_GT(unset.data()[999], 1e38f);  // the trap is set
+    const auto used = run(engine, prompt_of(37), prompt_of(19));
+    ::mallopt(M_PERTURB, 0);
+    keep_buffers(false);
+    EXPECT_EQ(used, expected);
+  }
+}
+#endif
 
 TEST(RuntimeEngineTest, StepAllocatesNothing) {
   const auto model = random_model(WeightEncoding::kInt4);

@@ -37,6 +37,33 @@ TEST(StopPositionTest, IsTheFirstOfAll) {
   EXPECT_EQ(stop_position("abc", {"x"}), 3U);
 }
 
+TEST(CompletionJsonTest, ProblemsAreThoseOfTheToolsThatWereLeft) {
+  const auto problems = [](const ChatRequest& request) {
+    CallResult result;
+    result.text = R"([{"name":"a","arguments":{"x":"text"}},{"name":"b","arguments":{}}])";
+    const JsonValue json = completion_json({}, request, result, {}, nullptr);
+    return write_compact(*json.find("needle")->find("problems"));
+  };
+  ToolReader reader({});
+  std::string body =
+      R"({"messages":[{"role":"user","content":"hi"}],"tools":[{"name":"a","parameters":{"type":"object","properties":{"x":{"type":"integer"}}}},{"name":"b"}])";
+  const auto asked = [&](const std::string& choice) {
+    return parse_chat_request(*parse_json_value(body + choice + "}").value, {}, reader);
+  };
+  const ChatRequest all = asked("");
+  EXPECT_THAT(problems(all), HasSubstr("[0].arguments.x"));
+  EXPECT_THAT(problems(all), Not(HasSubstr("[1]")));
+  const ChatRequest one = asked(R"(,"tool_choice":{"type":"function","function":{"name":"a"}})");
+  ASSERT_EQ(one.offered->tools.size(), 1U);
+  EXPECT_EQ(one.offered->json, one.call.tools_json);
+  EXPECT_THAT(problems(one), HasSubstr("[0].arguments.x"));
+  EXPECT_THAT(problems(one), HasSubstr("[1]"));  // not offered
+  ChatRequest fewer = all;                       // as a shelf leaves them out
+  fewer.call.tools_json = R"([{"name":"b"}])";
+  EXPECT_THAT(problems(fewer), HasSubstr("[0]"));
+  EXPECT_THAT(problems(fewer), Not(HasSubstr("arguments.x")));
+}
+
 TEST(CompletionStreamTest, SendsEachCallOnceWithTheToolsOwnName) {
   ChatRequest request;
   request.call.tools_json = R"([{"name":"setAlarm"}])";

@@ -30,6 +30,7 @@
 #include "needle/core/error.h"
 #include "needle/core/exit_code.h"
 #include "needle/core/json.h"
+#include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/loaded_model.h"
 #include "needle/server/chat_response.h"
 
@@ -297,6 +298,7 @@ void expect_what_the_engine_says(const runtime::LoadedModel& model, std::vector<
 }
 
 void run(const Settings& settings) {
+  runtime::keep_buffers();  // as the server does: what is compared is the rest
   std::vector<Case> cases = make_cases(256);
   const auto model = runtime::LoadedModel::load(settings.model);
   expect_what_the_engine_says(model, cases);
