@@ -38,9 +38,10 @@ DecoderBuffers::DecoderBuffers(const Machine& machine, const Model& model, std::
   for (Private& own : threads_) {
     own.x = floats(rows * config.d_model);
     own.normed = floats(rows * config.d_model);
-    own.scores = floats(
-        std::max(config.num_heads / config.num_kv_heads * padded(attended_positions),
-                 attention_scratch(attended_positions, config.num_heads / config.num_kv_heads)));
+    own.scores =
+        floats(std::max(config.num_heads / config.num_kv_heads * padded(attended_positions),
+                        attention_scratch(attended_positions,
+                                          std::max(rows, config.num_heads / config.num_kv_heads))));
     own.codes = Int8Buffer(rows, std::max(config.d_model, hidden_width(config)));
   }
 }
@@ -230,24 +231,46 @@ class DecoderPass {
     project_heads(layer.attention.q_proj, input, all_.q, part_of(head_units()));
     for_own_heads([&](std::int64_t head) {
       for (std::int64_t row = 0; row < count_; ++row) {
-        const DecoderRow& at = rows_[static_cast<std::size_t>(row)];
-        float* const q = all_.q.data() + row * config_.d_model;
-        transform_queries(layer.attention, at, head, false, q);
-        attend_prompt(*at.request, index, head, q, all_.attended.data() + row * config_.d_model);
+        transform_queries(layer.attention, rows_[static_cast<std::size_t>(row)], head, false,
+                          all_.q.data() + row * config_.d_model);
+      }
+      for (std::int64_t row = 0; row < count_;) {
+        row += attend_prompt(index, head, row);
       }
     });
     finish_attention(layer);
   }
 
-  void attend_prompt(const Request& request, std::size_t layer, std::int64_t head, const float* q,
-                     float* out) {
-    if (request.int_attention) {
-      attend_kv_head_int(kernels_, config_, request.cross_int[layer], head, request.prompt_mask, q,
-                         own_.scores.data(), out);
-    } else {
+  // Rows of one request from `row` on; returns how many. In integers they go together, so that keys
+  // and values are read once a query head instead of once a row.
+  std::int64_t attend_prompt(std::size_t layer, std::int64_t head, std::int64_t row) {
+    const Request& request = *rows_[static_cast<std::size_t>(row)].request;
+    const std::int64_t at = row * config_.d_model;
+    if (!request.int_attention) {
       attend_kv_head(kernels_, config_, request.cross[layer], head, request.prompt_tokens,
-                     request.prompt_mask, q, own_.scores.data(), out);
+                     request.prompt_mask, all_.q.data() + at, own_.scores.data(),
+                     all_.attended.data() + at);
+      return 1;
     }
+    std::int64_t end = row + 1;
+    while (end < count_ && rows_[static_cast<std::size_t>(end)].request == &request) {
+      ++end;
+    }
+    if (end == row + 1) {
+      attend_kv_head_int(kernels_, config_, request.cross_int[layer], head, request.prompt_mask,
+                         all_.q.data() + at, own_.scores.data(), all_.attended.data() + at);
+      return 1;
+    }
+    const std::int64_t shared = config_.num_heads / config_.num_kv_heads;
+    const std::uint8_t* const mask =
+        request.prompt_mask.empty() ? nullptr : request.prompt_mask.data();
+    for (std::int64_t query = head * shared; query < (head + 1) * shared; ++query) {
+      const std::int64_t from = at + query * config_.head_dim();
+      kernels_.attend(request.cross_int[layer].head(head), mask,
+                      {all_.q.data() + from, end - row, config_.d_model}, own_.scores.data(),
+                      {all_.attended.data() + from, end - row, config_.d_model});
+    }
+    return end - row;
   }
 
   void finish_attention(const AttentionLayer& layer) {

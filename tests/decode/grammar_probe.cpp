@@ -11,13 +11,13 @@
 #include <string>
 #include <vector>
 
-#include "needle/calls/tool_name.h"
 #include "needle/core/file.h"
 #include "needle/decode/grammar_constraint.h"
 #include "needle/decode/token_loop.h"
 
 #include "tests/decode/grammar_support.h"
 #include "tests/decode/random_schema.h"
+#include "tests/decode/reference_row.h"
 
 namespace needle {
 namespace {
@@ -135,23 +135,13 @@ void answers(const Tokenizer& tokenizer, Grounding grounding) {
   const auto trie = std::make_shared<const TokenTrie>(tokenizer);
   std::string text;
   while (std::getline(std::cin, text)) {
-    const JsonValue row = test::parsed(text);
-    const NormalizedTools tools = normalize_tool_names(row.find("tools")->as_string());
-    const JsonValue calls = test::parsed(row.find("answers")->as_string());
-    std::string answer = write_compact(calls);
-    for (const auto& [snake, own] : tools.original_by_snake) {
-      const std::string from = "\"name\":\"" + own + "\"", to = "\"name\":\"" + snake + "\"";
-      for (auto at = answer.find(from); at != std::string::npos;
-           at = answer.find(from, at + to.size())) {
-        answer.replace(at, from.size(), to);
-      }
-    }
+    const test::ReferenceRow row(text);
     const auto begin = Clock::now();
-    const auto grammar = Grammar::of_tools(tools.tools_json, trie, {.grounding = grounding});
+    const auto grammar = Grammar::of_tools(row.tools.tools_json, trie, {.grounding = grounding});
     const double compile = microseconds(Clock::now() - begin);
-    GrammarConstraint constraint(grammar, tokenizer, {}, row.find("query")->as_string());
+    GrammarConstraint constraint(grammar, tokenizer, {}, row.query);
     std::vector<TokenId> ids{kToolCallId};
-    const std::vector<TokenId> encoded = tokenizer.encode(answer);
+    const std::vector<TokenId> encoded = tokenizer.encode(row.answer);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
     ids.push_back(kEosId);
     JsonValue line = JsonValue::object(), masks = JsonValue::array(), runs = JsonValue::array();
@@ -194,7 +184,7 @@ void answers(const Tokenizer& tokenizer, Grounding grounding) {
     }
     line.set("fits", JsonValue::boolean(fits));
     line.set("answer", JsonValue::string(shown_tokens));
-    line.set("tools", JsonValue::integer(std::ssize(tools.original_by_snake)));
+    line.set("tools", JsonValue::integer(std::ssize(row.tools.original_by_snake)));
     line.set("tokens", JsonValue::integer(std::ssize(ids)));
     line.set("forced", JsonValue::integer(forced));
     line.set("compile_us", JsonValue::number(compile));
