@@ -2,7 +2,7 @@
 """needle-rs (one thread, no cache between calls): the same weights in its own format.
 
 It offers whole calls alone, so prefill is a call that may write nothing, decoding the difference between a
-call of 64 tokens and that. Weights are its INT4 with float32 scales, the embedding bfloat16.
+call of 64 tokens and that, of a prompt of 64: after longer ones the difference drowns in their own. Weights are its INT4 with float32 scales, the embedding bfloat16.
 """
 
 import argparse
@@ -44,6 +44,8 @@ def prepare(folder, max_dec_len):
         for norm in ("q_norm", "k_norm"):
             add(to + "." + norm, arrays[prefix + "attention.%s.scale" % norm])
 
+    # Tied random weights answer every token with itself, so the first eos would end all: here it has no logit.
+    arrays["embedding.weight"][1] = 0
     add("embedding", (arrays["embedding.weight"].view(np.uint32) + 0x8000 >> 16).astype(np.uint16), "BF16")
     add("encoder_final_norm", arrays["encoder.final_norm.scale"])
     add("decoder_final_norm", arrays["decoder.final_norm.scale"])
@@ -119,8 +121,9 @@ def main():
         if tokens == 1:
             call(engines[1], 1024)
             values["anon_mb"] = anon()
-    whole = measure.timed(lambda: call(engines[64], 256), options.repeats)
-    values["decode_tok_s"] = 64e3 / (whole - 256e3 / values["prefill_tok_s_256"])
+    pairs = [(measure.timed(lambda: call(engines[64], 64), 1), measure.timed(lambda: call(engines[0], 64), 1))
+             for _ in range(max(options.repeats, 5))]
+    values["decode_tok_s"] = 64e3 / statistics.median(whole - prompt for whole, prompt in pairs)
     values["ttft_ms_256"] = measure.timed(lambda: call(engines[1], 256), options.repeats)
     values["call_ms_200_30"] = measure.timed(lambda: call(engines[30], 200), options.repeats)
     values["load_ms"] = load_ms
