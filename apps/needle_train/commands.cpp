@@ -291,6 +291,7 @@ void add_bench_command(CLI::App& app, std::shared_ptr<LaunchFlags> launch) {
       ->capture_default_str();
   command->add_option("--steps", options->steps, "Timed steps, after one that is not")
       ->capture_default_str();
+  command->add_option("--rows", options->rows, "Rows of a step, instead of the shape's");
   command
       ->add_option("--set", options->overrides,
                    "Set a field of the run config: train.compute_dtype=float32")

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <functional>
 #include <optional>
 
 #include <torch/torch.h>
@@ -70,6 +71,8 @@ Json TrainBenchResult::to_json() const {
           {"tokens_per_s", tokens_per_second},
           {"ms_step", step_ms},
           {"ms_step_min", step_ms_min},
+          {"optimizer_ms", optimizer_ms},
+          {"exchange_ms", exchange_ms},
           {"peak_rss_mb", peak_rss_mb},
           {"gflops", gflops},
           {"gemm_gflops", gemm_gflops},
@@ -135,18 +138,66 @@ Batch rows_of(const Batch& batch, std::int64_t first, std::int64_t last) {
   return part;
 }
 
+namespace {
+
+// Of one more step, by the section that it names.
+double measure_optimizer(const std::function<void()>& step) {
+  Profile profile;
+  step();
+  profile.stop();
+  for (const ProfileRow& row : profile.rows()) {
+    if (row.name == "step: optimiser") {
+      return row.total_ms;
+    }
+  }
+  return 0.0;
+}
+
+// The middle of several, without a backward pass that would hide it.
+double measure_exchange(DataParallel& replicas, const torch::Device& device) {
+  constexpr int kRounds = 5;
+  std::vector<double> times_ms;
+  for (int i = 0; i < kRounds; ++i) {
+    replicas.begin_step();
+    replicas.ranks().barrier();
+    const auto start = std::chrono::steady_clock::now();
+    replicas.finish_backward(torch::zeros({4}, torch::TensorOptions().device(device)));
+    replicas.share_parameters();
+    synchronize(device);
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - start;
+    times_ms.push_back(elapsed.count());
+  }
+  std::sort(times_ms.begin(), times_ms.end());
+  return times_ms[kRounds / 2];
+}
+
+}  // namespace
+
 TrainBenchResult train_bench(const TrainBenchOptions& options) {
   if (options.steps < 1) {
     throw ConfigError(format("bench: {} steps: give 1 or more", options.steps));
   }
-  const TrainBenchCase shape = train_bench_case(options.config);
+  TrainBenchCase shape = train_bench_case(options.config);
+  if (options.rows > 0) {
+    shape.rows = options.rows;
+  }
   RunConfig config = bench_config(shape, options);
   const auto ranks = join_ranks(config, options.environment);
   const Batch whole = train_bench_batch(shape, config.train.seed);
   const RankEnvironment& env = options.environment;
-  const std::array batches{
-      rows_of(whole, env.rank * whole.rows / env.world, (env.rank + 1) * whole.rows / env.world)};
-  NEEDLE_CHECK(batches.front().rows > 0, "{} rows for {} ranks", whole.rows, env.world);
+  const std::int64_t first = env.rank * whole.rows / env.world;
+  const std::int64_t last = (env.rank + 1) * whole.rows / env.world;
+  if (first == last) {
+    throw ConfigError(format("bench: {} rows for {} ranks: give --rows", whole.rows, env.world));
+  }
+  const std::int64_t part = config.train.micro_batch.count > 0
+                                ? std::min(config.train.micro_batch.count, last - first)
+                                : last - first;
+  std::vector<Batch> batches;
+  for (std::int64_t row = first; row < last; row += part) {
+    batches.push_back(rows_of(whole, row, std::min(row + part, last)));
+  }
   const StepCounts counts{.target_tokens = whole.target_tokens(),
                           .positions = whole.rows * whole.dec_len};
   Needle model = make_model(config);
@@ -184,6 +235,9 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
     constexpr std::size_t kRows = 25;
     result.profile = profile->table(kRows);
   }
+  result.optimizer_ms =
+      measure_optimizer([&] { step.run(options.steps + 1, batches, nullptr, &counts); });
+  result.exchange_ms = replicas ? measure_exchange(*replicas, device) : 0.0;
   std::sort(times_ms.begin(), times_ms.end());
   result.step_ms = times_ms[times_ms.size() / 2];
   result.step_ms_min = times_ms.front();

@@ -19,6 +19,7 @@ struct TrainBenchOptions {
   // + 512 tokens, 6 segments each; tiny: 1.9 M parameters, 16 rows of 128 + 48 tokens.
   std::string config = "pre8";
   std::int64_t steps = 3;              // timed ones, after one that is not
+  std::int64_t rows = 0;               // of a step, instead of the shape's; 0: the shape's
   std::vector<std::string> overrides;  // of a run config: train.compute_dtype=float32, ...
   // Writes weights.safetensors (as a checkpoint) and batch.safetensors there before the first step;
   // empty: no.
@@ -35,6 +36,8 @@ struct TrainBenchResult {
   double tokens_per_second = 0.0;  // source and decoder positions, padding included
   double step_ms = 0.0;            // median
   double step_ms_min = 0.0;
+  double optimizer_ms = 0.0;  // of a step: Muon and AdamW, on several ranks this one's share
+  double exchange_ms = 0.0;   // several ranks: gradients to their owners and parameters back, alone
   double peak_rss_mb = 0.0;
   std::string profile;       // where the time went, as text
   double gflops = 0.0;       // of the model's and Muon's products, as the equations have them

@@ -75,6 +75,7 @@ Json StepRecord::to_json() const {
                {"skipped_total", skipped_total},
                {"tokens_per_second", number(tokens_per_second)},
                {"utilization", number(utilization)},
+               {"data_wait_ms", number(data_wait_ms)},
                {"seconds", number(seconds)}};
   if (contrastive) {
     json["contrastive"] = number(*contrastive);
@@ -92,7 +93,7 @@ std::string StepRecord::console_line() const {
 }
 
 Json ValidationRecord::to_json() const {
-  Json json = {{"kind", "validation"}, {"step", step}};
+  Json json = {{"kind", "validation"}, {"step", step}, {"seconds", number(seconds)}};
   for (const auto& [name, value] : scores) {
     json[name] = number(value);
   }
@@ -104,6 +105,7 @@ std::string ValidationRecord::console_line() const {
   for (const auto& [name, value] : scores) {
     line += format(" {}={:.4f}", name, value);
   }
+  line += format(" seconds={:.1f}", seconds);
   return line;
 }
 
@@ -135,7 +137,8 @@ void MetricsWriter::write(const StepRecord& record) {
                                  {"train/grad_norm", record.grad_norm},
                                  {"learning_rate/adam", record.adam_lr},
                                  {"learning_rate/muon", record.muon_lr},
-                                 {"speed/tokens_per_second", record.tokens_per_second}};
+                                 {"speed/tokens_per_second", record.tokens_per_second},
+                                 {"speed/data_wait_ms", record.data_wait_ms}};
   if (record.contrastive) {
     scalars.emplace_back("train/contrastive", *record.contrastive);
   }

@@ -35,10 +35,11 @@ struct StepRecord {
   // Of the step's products (train/flops.h): their rate as a share of what large products reach on
   // this device ("model FLOP utilisation"). 0: not measured.
   double utilization = 0.0;
-  double seconds = 0.0;  // of training, over the whole run
+  double data_wait_ms = 0.0;  // that this step waited for its batch
+  double seconds = 0.0;       // of training, over the whole run
 
-  // Keys as in metrics.jsonl. `seconds`, `tokens_per_second` and `utilization` are the only ones
-  // that differ between equal runs.
+  // Keys as in metrics.jsonl. `seconds`, `tokens_per_second`, `utilization` and `data_wait_ms` are
+  // the only ones that differ between equal runs.
   Json to_json() const;
   std::string console_line() const;  // step=20/400 epoch=0.52 loss=3.1416 ...
 };
@@ -47,6 +48,7 @@ struct StepRecord {
 struct ValidationRecord {
   std::int64_t step = 0;
   std::vector<Scalar> scores;
+  double seconds = 0.0;  // that it took
 
   Json to_json() const;
   std::string console_line() const;

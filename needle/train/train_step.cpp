@@ -71,8 +71,10 @@ TrainStep::TrainStep(Needle model, Optimizer& optimizer, const TrainStepConfig& 
         static_cast<double>(config.contrastive_every), "0 (never) or more");
 }
 
+bool is_contrastive_step(std::int64_t every, std::int64_t step) { return is_due(every, step); }
+
 bool TrainStep::is_contrastive_step(std::int64_t step) const {
-  return is_due(config_.contrastive_every, step);
+  return needle::is_contrastive_step(config_.contrastive_every, step);
 }
 
 bool TrainStep::is_quantized_step(std::int64_t step) const {

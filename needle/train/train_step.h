@@ -73,6 +73,9 @@ struct StepCounts {
   std::int64_t positions = 0;      // of the decoder, padding included
 };
 
+// With step.contrastive_every = `every`: not at step 0; 0: never.
+bool is_contrastive_step(std::int64_t every, std::int64_t step);
+
 // Refers to the model, the optimiser and the replicas; all must outlive it. Not thread-safe.
 class TrainStep {
  public:

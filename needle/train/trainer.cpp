@@ -6,6 +6,8 @@
 #include <limits>
 #include <utility>
 
+#include <ATen/record_function.h>
+
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
 #include "needle/core/file.h"
@@ -57,7 +59,6 @@ Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, Tra
       hooks_(std::move(hooks)),
       device_(model_->embedding->weight.device()),
       checkpoints_(config.output, config.train.keep_checkpoints),
-      sampler_(sampler_options()),
       last_loss_(std::numeric_limits<double>::quiet_NaN()) {
   model_->set_dropout_rate(config_.train.dropout);
   state_.data_hash = data_.hash;
@@ -74,9 +75,14 @@ Trainer::Trainer(Needle model, Tokenizer tokenizer, const RunConfig& config, Tra
   }
 }
 
+std::int64_t Trainer::batches_per_epoch() const {
+  const SamplerOptions options = sampler_options();
+  return (options.row_count + options.batch_rows - 1) / options.batch_rows;
+}
+
 std::int64_t Trainer::steps_per_epoch() const {
   const std::int64_t accumulation = config_.train.grad_accumulation;
-  return (sampler_.batches_per_epoch() + accumulation - 1) / accumulation;
+  return (batches_per_epoch() + accumulation - 1) / accumulation;
 }
 
 // The reference's rule where every rank adds a batch of its own.
@@ -162,7 +168,6 @@ void Trainer::load_checkpoint(const fs::path& folder) {
   make_optimizer();
   const NamedTensors saved = load_tensors(folder / "optimizer.safetensors");
   optimizer_->load_state_dict(replicas_ ? replicas_->own_part(saved) : saved);
-  sampler_ = Sampler(sampler_options(), state_.sampler);
   saved_step_ = state_.step;
 }
 
@@ -324,31 +329,50 @@ void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) c
   }
 }
 
+// Runs on the reader's thread: touches nothing that the loop changes.
+Trainer::StepData Trainer::next_data(Sampler& sampler, std::int64_t step) const {
+  StepData data{.step = next_batches(sampler), .pairs = std::nullopt, .sampler = sampler.state()};
+  const std::int64_t every = config_.step.contrastive_every;
+  if (pairs_ && is_contrastive_step(every, step)) {
+    const bool own = replicas_ && config_.train.batch_scope == BatchScope::kRank;
+    data.pairs = pairs_->batch(step, own ? hooks_.ranks->rank() : 0);
+  }
+  return data;
+}
+
+// The next step's data, which a thread puts together while the steps before it run.
+Trainer::StepData Trainer::wait_for_data() {
+  constexpr std::size_t kStepsAhead = 2;
+  RECORD_USER_SCOPE("step: wait for data");
+  if (!feed_) {
+    feed_.emplace([this, sampler = Sampler(sampler_options(), state_.sampler),
+                   step = state_.step]() mutable { return next_data(sampler, step++); },
+                  kStepsAhead);
+  }
+  return feed_->next();
+}
+
 // Returns whether the ranks agreed to stop.
 bool Trainer::advance() {
   const auto start = Clock::now();
-  const StepBatches batches = next_batches(sampler_);
-  std::optional<ContrastiveBatch> pairs;
-  if (pairs_ && train_step_->is_contrastive_step(state_.step)) {
-    const bool own = replicas_ && config_.train.batch_scope == BatchScope::kRank;
-    pairs = pairs_->batch(state_.step, own ? hooks_.ranks->rank() : 0);
-  }
+  const StepData data = wait_for_data();
+  const double wait_seconds = seconds_since(start);
   if (replicas_) {
     replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
   }
   optimizer_->set_lr_scale(state_.step < state_.lr_scale_until ? state_.lr_scale : 1.0);
-  const StepReport report = run_step(batches, pairs ? &*pairs : nullptr);
-  note(report, seconds_since(start));
+  const StepReport report = run_step(data.step, data.pairs ? &*data.pairs : nullptr);
+  state_.sampler = data.sampler;
+  note(report, seconds_since(start), wait_seconds);
   if (hooks_.ranks != nullptr) {
     hooks_.ranks->finished_step();
   }
   return report.stop;
 }
 
-void Trainer::note(const StepReport& report, double step_seconds) {
+void Trainer::note(const StepReport& report, double step_seconds, double wait_seconds) {
   const std::int64_t tokens = report.source_tokens + report.target_tokens;
   ++state_.step;
-  state_.sampler = sampler_.state();
   state_.source_tokens += report.source_tokens;
   state_.target_tokens += report.target_tokens;
   state_.seconds += step_seconds;
@@ -363,7 +387,7 @@ void Trainer::note(const StepReport& report, double step_seconds) {
                     .total_steps = state_.total_steps,
                     .epoch = static_cast<double>(state_.sampler.epoch) +
                              static_cast<double>(state_.sampler.position) /
-                                 static_cast<double>(sampler_.batches_per_epoch()),
+                                 static_cast<double>(batches_per_epoch()),
                     .loss = report.loss,
                     .cross_entropy = report.cross_entropy,
                     .z_loss = report.z,
@@ -376,6 +400,7 @@ void Trainer::note(const StepReport& report, double step_seconds) {
                     .skipped_total = state_.skipped_total,
                     .tokens_per_second = static_cast<double>(tokens) / step_seconds,
                     .utilization = report.flops / step_seconds / peak_flops,
+                    .data_wait_ms = 1e3 * wait_seconds,
                     .seconds = state_.seconds};
   if (metrics_) {
     metrics_->write(record);
@@ -425,7 +450,9 @@ void Trainer::validate_and_save_when_due() {
 }
 
 void Trainer::validate() {
-  const ValidationRecord record{.step = state_.step, .scores = hooks_.validate()};
+  const auto start = Clock::now();
+  ValidationRecord record{.step = state_.step, .scores = hooks_.validate()};
+  record.seconds = seconds_since(start);
   if (metrics_) {
     metrics_->write(record);
   }
@@ -473,7 +500,7 @@ void Trainer::save() {
 }
 
 bool Trainer::is_due(std::int64_t every) const {
-  return every > 0 ? state_.step % every == 0 : sampler_.at_epoch_start();
+  return every > 0 ? state_.step % every == 0 : state_.sampler.position == 0;
 }
 
 void Trainer::announce(Json record) const {

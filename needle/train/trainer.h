@@ -13,6 +13,7 @@
 #include <torch/torch.h>
 
 #include "needle/core/json.h"
+#include "needle/core/prefetch.h"
 #include "needle/data/contrastive.h"
 #include "needle/data/packed_dataset.h"
 #include "needle/data/sampler.h"
@@ -87,6 +88,7 @@ class Trainer {
 
   const TrainState& state() const { return state_; }
   std::int64_t steps_per_epoch() const;
+  std::int64_t batches_per_epoch() const;
 
  private:
   void begin();
@@ -99,7 +101,14 @@ class Trainer {
     std::vector<Batch> batches;  // this rank's
     StepCounts counts;           // of all ranks
   };
+  struct StepData {
+    StepBatches step;
+    std::optional<ContrastiveBatch> pairs;  // of a retrieval step
+    SamplerState sampler;                   // behind this step's batches
+  };
   StepBatches next_batches(Sampler& sampler) const;
+  StepData next_data(Sampler& sampler, std::int64_t step) const;
+  StepData wait_for_data();
   StepReport run_step(const StepBatches& batches, const ContrastiveBatch* pairs);
   void add_slice(std::span<const std::int64_t> rows, StepBatches& step) const;
   SamplerOptions sampler_options() const;
@@ -114,7 +123,7 @@ class Trainer {
   std::int64_t world_size() const { return hooks_.ranks != nullptr ? hooks_.ranks->world() : 1; }
   bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
   bool advance();
-  void note(const StepReport& report, double step_seconds);
+  void note(const StepReport& report, double step_seconds, double wait_seconds);
   void validate();
   void save();
   void validate_and_save_when_due();
@@ -132,7 +141,6 @@ class Trainer {
   TrainerHooks hooks_;
   torch::Device device_;
   CheckpointFolder checkpoints_;
-  Sampler sampler_;
   std::optional<ContrastiveSampler> pairs_;
   std::unique_ptr<DataParallel> replicas_;  // null: one process
   std::optional<Optimizer> optimizer_;
@@ -144,6 +152,7 @@ class Trainer {
   double last_loss_;
   double seconds_since_log_ = 0.0;
   std::int64_t tokens_since_log_ = 0;
+  std::optional<Prefetch<StepData>> feed_;  // reads members above: ends before they do
 };
 
 }  // namespace needle

@@ -53,6 +53,7 @@ std::optional<CheckpointRef> Trainer::last_good_checkpoint() const {
 
 void Trainer::roll_back(const CheckpointRef& checkpoint, const std::string& reason) {
   const TrainState bad = state_;
+  feed_.reset();  // reads what changes here, and begins again at another step
   if (is_first()) {
     checkpoints_.remove_after(checkpoint.step);
   }
@@ -63,7 +64,6 @@ void Trainer::roll_back(const CheckpointRef& checkpoint, const std::string& reas
   mark_best_again();
   // The past is undone, but not the data: the batches in between are not seen again.
   state_.sampler = bad.sampler;
-  sampler_ = Sampler(sampler_options(), state_.sampler);
   state_.skipped_total = bad.skipped_total;
   state_.skipped_in_a_row = 0;
   state_.source_tokens = bad.source_tokens;

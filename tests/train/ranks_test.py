@@ -171,6 +171,7 @@ class RanksTest(unittest.TestCase):
                 record.pop("seconds", None)
                 record.pop("tokens_per_second", None)
                 record.pop("utilization", None)
+                record.pop("data_wait_ms", None)
             metrics.append(records)
         self.assertEqual(len(metrics[0]), len(metrics[1]))
         self.assertEqual(sum(record["kind"] == "train" for record in metrics[0]), last + abandoned)

@@ -145,6 +145,7 @@ inline std::vector<Json> timeless_metrics(const std::filesystem::path& run) {
     record.erase("seconds");
     record.erase("tokens_per_second");
     record.erase("utilization");
+    record.erase("data_wait_ms");
   }
   return records;
 }

@@ -30,6 +30,7 @@ class SpikeIntegrationTest : public testing::Test {
     std::int64_t rollbacks = 0;     // as long as there were no more roll-backs
     double factor = 30.0;           // what they are multiplied with
     std::int64_t stop_after = 0;    // the run is asked to stop after so many steps of its
+    std::int64_t bad_row = -1;      // a row number that the data does not have
     bool stop_at_rollback = false;  // or killed right after a roll-back
     std::vector<std::string> settings{};
   };
@@ -50,6 +51,9 @@ class SpikeIntegrationTest : public testing::Test {
     const Tokenizer tokenizer = make_tokenizer(config, config.data.train, resume);
     config.model.vocab_size = tokenizer.vocab_size();
     RunData data = load_run_data(config, tokenizer);
+    if (faults.bad_row >= 0) {
+      data.train.rows.back() = faults.bad_row;
+    }
     Needle model = make_model(config);
     place_model(model, config.train);
     const Trainer* running = nullptr;
@@ -141,6 +145,17 @@ TEST_F(SpikeIntegrationTest, ASpikeTakesTheRunBackAndItRecovers) {
   EXPECT_DOUBLE_EQ(rates[21], rates[12]);        // step 19 no more
   EXPECT_GT(epochs[15], epochs[14]);             // data goes on behind the offending batches
   EXPECT_TRUE(fs::exists(folder_ / "spiked/loss.svg"));
+}
+
+TEST_F(SpikeIntegrationTest, WhatTheReadersThreadThrowsEndsTheRun) {
+  const std::string message = message_of<Error>([&] { train("unreadable", {.bad_row = 1000000}); });
+  EXPECT_THAT(message, HasSubstr("1000000"));
+  // Steps before the one with the bad row were taken.
+  const std::vector<Json> records = read_metrics(folder_ / "unreadable");
+  EXPECT_LT(records.size(), 15U);  // an epoch, of 54 rows
+  for (const Json& record : records) {
+    EXPECT_GE(record["data_wait_ms"].get<double>(), 0.0);
+  }
 }
 
 TEST_F(SpikeIntegrationTest, EverythingAfterARollbackIsDeterministicAndResumable) {
