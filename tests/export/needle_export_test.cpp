@@ -164,11 +164,10 @@ int main(void) {
 )");
   const std::filesystem::path library =
       test::built_program("needle-run").parent_path().parent_path() / "needle/capi";
-  const char* const source = std::getenv("NEEDLE_SOURCE_DIR");
-  ASSERT_NE(source, nullptr);
-  const std::string command = "cd " + folder_.path().string() + " && cc -I" + source +
-                              " -o program main.c model.c -L" + library.string() +
-                              " -lneedle -Wl,-rpath," + library.string() + " && ./program > answer";
+  const std::string command = "cd " + folder_.path().string() + " && cc -I" +
+                              test::source_dir().string() + " -o program main.c model.c -L" +
+                              library.string() + " -lneedle -Wl,-rpath," + library.string() +
+                              " && ./program > answer";
   ASSERT_EQ(std::system(command.c_str()), 0) << command;
   EXPECT_EQ(read_file(folder_ / "answer"), "[]\n");
   EXPECT_EQ(run("needle-export", {"embed", at("model.needle"), "-o", at("model.txt")}).exit_code,

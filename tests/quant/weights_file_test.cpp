@@ -126,8 +126,8 @@ TEST_F(WeightsFileTest, AnotherConfigLeavesTheRestAsItIs) {
   ASSERT_EQ(after.sections().size(), before.sections().size());
   for (std::size_t i = 1; i < after.sections().size(); ++i) {
     EXPECT_EQ(after.sections()[i].name, before.sections()[i].name);
-    EXPECT_TRUE(std::ranges::equal(after.bytes(after.sections()[i]),
-                                   before.bytes(before.sections()[i])));
+    EXPECT_TRUE(
+        std::ranges::equal(after.bytes(after.sections()[i]), before.bytes(before.sections()[i])));
   }
   config["model"]["d_model"] = 32;
   EXPECT_THROW(write_with_config(before, config, folder_ / "other.needle"), Error);
@@ -245,14 +245,7 @@ TEST_F(WeightsFileTest, SecondReaderInPythonAgrees) {
   if (std::system("python3 -c pass >/dev/null 2>&1") != 0) {
     GTEST_SKIP() << "python3 is not installed";
   }
-  const char* source = std::getenv("NEEDLE_SOURCE_DIR");
-  const std::filesystem::path script =
-      (source != nullptr ? std::filesystem::path(source)
-                         : test::golden_dir().parent_path().parent_path()) /
-      "scripts/read_weights_file.py";
-  if (!std::filesystem::exists(script)) {
-    GTEST_SKIP() << script << " not found; NEEDLE_SOURCE_DIR names the checkout";
-  }
+  const std::filesystem::path script = test::source_dir() / "scripts/read_weights_file.py";
   const std::string name = "encoder.layers.1.self_attn.attention.k_proj.weight";
   const std::string out = (folder_ / "values.txt").string();
   const auto run = [&](const std::filesystem::path& file) {

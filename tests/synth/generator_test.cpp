@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -11,12 +10,13 @@
 #include "needle/core/error.h"
 #include "needle/core/file.h"
 
+#include "tests/support/golden.h"
+
 namespace needle {
 namespace {
 
 std::vector<Tool> quickstart_tools() {
-  return parse_tools_text(
-      read_file(std::string(std::getenv("NEEDLE_SOURCE_DIR")) + "/data/quickstart_tools.json"));
+  return parse_tools_text(read_file(test::source_dir() / "data/quickstart_tools.json"));
 }
 
 // Every text value of a call must be found in the query, apart from an enum's underscores.
