@@ -1,16 +1,8 @@
 #include "needle/model/decoder.h"
 
-#include <algorithm>
-
 #include "needle/model/fused_layer.h"
 
 namespace needle {
-namespace {
-
-constexpr std::int64_t kFirstRopeLength = 64;
-
-}  // namespace
-
 DecoderBlockImpl::DecoderBlockImpl(const ModelConfig& config, double dropout_rate)
     : self_attn(register_module("self_attn", GatedSelfAttention(config, dropout_rate))),
       cross_attn(register_module("cross_attn", GatedCrossAttention(config, dropout_rate))) {
@@ -60,8 +52,7 @@ void DecoderState::rewind(std::int64_t to) {
 DecoderImpl::DecoderImpl(const ModelConfig& config, double dropout_rate)
     : layers(register_module("layers", torch::nn::ModuleList())),
       final_norm(register_module("final_norm", ZCRMSNorm(config.d_model))),
-      head_dim_(config.head_dim()),
-      rope_theta_(config.rope_theta) {
+      rope_(config.head_dim(), config.rope_theta) {
   for (std::int64_t i = 0; i < config.num_decoder_layers; ++i) {
     layers->push_back(DecoderBlock(config, dropout_rate));
   }
@@ -70,7 +61,7 @@ DecoderImpl::DecoderImpl(const ModelConfig& config, double dropout_rate)
 torch::Tensor DecoderImpl::forward(const torch::Tensor& x, const torch::Tensor& encoder_out,
                                    const AttentionMask& self_mask,
                                    const AttentionMask& cross_mask) {
-  const Rope rope = make_rope(x.size(1), head_dim_, rope_theta_, x.device());
+  const Rope rope = rope_.first(x.size(1), x.device());
   const bool fused = cross_mask.kernel() == AttentionKernel::kLayers;
   const std::vector<KeyValues> context =
       fused ? fused_cross_keys_values(cross_attentions(), encoder_out, cross_mask.layers().factors)
@@ -105,12 +96,7 @@ DecoderState DecoderImpl::start(const torch::Tensor& encoder_out,
 }
 
 torch::Tensor DecoderImpl::step(const torch::Tensor& x, DecoderState& state) {
-  const auto known = state.rope.cos.defined() ? state.rope.cos.size(0) : 0;
-  if (state.position >= known) {
-    state.rope =
-        make_rope(std::max(kFirstRopeLength, 2 * known), head_dim_, rope_theta_, x.device());
-  }
-  const Rope rope = state.rope.at(state.position);
+  const Rope rope = rope_.first(state.position + 1, x.device()).at(state.position);
   const auto cross_mask =
       state.cross_allowed.defined() ? AttentionMask(state.cross_allowed) : AttentionMask();
   auto stream = x;  // [B, 1, d]

@@ -37,7 +37,6 @@ struct DecoderState {
   std::vector<KvCache> self;     // one a layer
   std::vector<KeyValues> cross;  // one a layer, from the encoder's output
   torch::Tensor cross_allowed;  // bool [B, 1, 1, S]; undefined: the whole prompt may be attended to
-  Rope rope;                    // grows as needed
   std::int64_t position = 0;    // tokens fed so far
 
   void keep_rows(
@@ -64,8 +63,7 @@ class DecoderImpl : public torch::nn::Module {
  private:
   std::vector<Attention> cross_attentions() const;
 
-  std::int64_t head_dim_;
-  double rope_theta_;
+  RopeTable rope_;
 };
 TORCH_MODULE(Decoder);
 

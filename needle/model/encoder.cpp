@@ -20,15 +20,14 @@ torch::Tensor EncoderBlockImpl::forward(const torch::Tensor& x, const AttentionM
 EncoderImpl::EncoderImpl(const ModelConfig& config, double dropout_rate)
     : layers(register_module("layers", torch::nn::ModuleList())),
       final_norm(register_module("final_norm", ZCRMSNorm(config.d_model))),
-      head_dim_(config.head_dim()),
-      rope_theta_(config.rope_theta) {
+      rope_(config.head_dim(), config.rope_theta) {
   for (std::int64_t i = 0; i < config.num_encoder_layers; ++i) {
     layers->push_back(EncoderBlock(config, dropout_rate));
   }
 }
 
 torch::Tensor EncoderImpl::forward(const torch::Tensor& x, const AttentionMask& mask) {
-  const Rope rope = make_rope(x.size(1), head_dim_, rope_theta_, x.device());
+  const Rope rope = rope_.first(x.size(1), x.device());
   auto stream = x;  // [B, T, d]
   for (const auto& layer : *layers) {
     stream = layer->as<EncoderBlock>()->forward(stream, mask, rope);

@@ -32,8 +32,7 @@ class EncoderImpl : public torch::nn::Module {
   ZCRMSNorm final_norm{nullptr};
 
  private:
-  std::int64_t head_dim_;
-  double rope_theta_;
+  RopeTable rope_;
 };
 TORCH_MODULE(Encoder);
 

@@ -78,6 +78,7 @@ class NeedleImpl : public ParameterModule {
   // With AttentionKernel::kLayers: what a layer computes between its products is not kept for the
   // backward pass but computed again. Less memory, the same numbers.
   void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }
+  double dropout_rate() const { return dropout_rate_; }
   void set_dropout_rate(double rate);  // in training mode only, on the output of each sub-layer
 
   // Names of the dense kernels among named_parameters(), in that order: what Muon updates and the

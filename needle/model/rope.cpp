@@ -1,5 +1,7 @@
 #include "needle/model/rope.h"
 
+#include <algorithm>
+
 namespace needle {
 
 Rope Rope::at(std::int64_t position, std::int64_t count) const {
@@ -14,6 +16,17 @@ Rope make_rope(std::int64_t length, std::int64_t head_dim, double theta, torch::
   const auto angles =
       torch::outer(torch::arange(length, torch::kFloat32), frequencies);  // [T, D/2]
   return {.cos = angles.cos().to(device), .sin = angles.sin().to(device)};
+}
+
+Rope RopeTable::first(std::int64_t length, torch::Device device) {
+  constexpr std::int64_t kShortest = 64;
+  const std::lock_guard lock(mutex_);
+  const bool kept = kept_.cos.defined() && kept_.cos.device() == device;
+  if (!kept || kept_.cos.size(0) < length) {
+    const std::int64_t known = kept ? 2 * kept_.cos.size(0) : kShortest;
+    kept_ = make_rope(std::max(length, known), head_dim_, theta_, device);
+  }
+  return kept_.at(0, length);
 }
 
 torch::Tensor rotate(const torch::Tensor& x, const Rope& rope) {

@@ -78,4 +78,36 @@ void adamw_step(const std::vector<torch::Tensor>& parameters,
   at::_foreach_addcdiv_(parameters, first_moments, denominator, step_size);
 }
 
+void adamw_step(const std::vector<torch::Tensor>& parameters,
+                const std::vector<torch::Tensor>& gradients,
+                const std::vector<torch::Tensor>& first_moments,
+                const std::vector<torch::Tensor>& second_moments, const AdamOnDevice& now,
+                const AdamConfig& config) {
+  if (parameters.empty()) {
+    return;
+  }
+  const torch::NoGradGuard no_grad;
+  at::_foreach_mul_(first_moments, now.beta1);
+  at::_foreach_add_(first_moments, gradients, 1.0 - config.beta1);
+  at::_foreach_mul_(second_moments, now.beta2);
+  at::_foreach_addcmul_(second_moments, gradients, gradients, 1.0 - config.beta2);
+
+  // 1 - beta^t, exact in float32 where beta^t is near 1. (No update yet: anything but 0.)
+  const auto count = now.updates.clamp_min(1).to(torch::kFloat32);
+  const auto missing = [&count](double beta) {
+    return -torch::expm1(count * std::log(std::max(beta, 1e-30)));
+  };
+  const auto root_correction = missing(config.beta2).rsqrt().unbind(0);
+  const auto step_size = (now.lr / missing(config.beta1)).unbind(0);
+  const auto denominator = at::_foreach_sqrt(second_moments);
+  at::_foreach_mul_(denominator, root_correction);
+  at::_foreach_add_(denominator, config.eps);
+  const auto update = at::_foreach_div(first_moments, denominator);
+  at::_foreach_mul_(update, step_size);
+  if (config.weight_decay != 0.0) {
+    at::_foreach_mul_(parameters, 1.0 - now.lr * config.weight_decay);
+  }
+  at::_foreach_sub_(parameters, update);
+}
+
 }  // namespace needle

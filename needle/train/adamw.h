@@ -36,4 +36,18 @@ void adamw_step(const std::vector<torch::Tensor>& parameters,
                 const std::vector<torch::Tensor>& second_moments,
                 const std::vector<std::int64_t>& updates, double lr, const AdamConfig& config);
 
+// The same where the host does not know whether the update is to happen: float32 [] on the device.
+// With `lr` 0, `beta1` and `beta2` 1 (and gradients of zeros) everything stays as it is.
+struct AdamOnDevice {
+  torch::Tensor lr;
+  torch::Tensor beta1;
+  torch::Tensor beta2;
+  torch::Tensor updates;  // int64 [n]: of each parameter, this one included
+};
+void adamw_step(const std::vector<torch::Tensor>& parameters,
+                const std::vector<torch::Tensor>& gradients,
+                const std::vector<torch::Tensor>& first_moments,
+                const std::vector<torch::Tensor>& second_moments, const AdamOnDevice& now,
+                const AdamConfig& config);
+
 }  // namespace needle

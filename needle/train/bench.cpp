@@ -223,12 +223,17 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
   std::vector<double> times_ms;
   for (std::int64_t i = 1; i <= options.steps; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    step.run(i, batches, nullptr, &counts);
+    if (step.can_run_ahead()) {
+      step.run_ahead(i, batches);
+    } else {
+      step.run(i, batches, nullptr, &counts);
+    }
     synchronize(device);
     const std::chrono::duration<double, std::milli> elapsed =
         std::chrono::steady_clock::now() - start;
     times_ms.push_back(elapsed.count());
   }
+  step.finish();
   if (profile) {
     profile->stop();
     profile->write_chrome_trace(options.profile);

@@ -173,8 +173,17 @@ torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device&
 std::int64_t loss_block_rows(const torch::Device& device) { return device.is_cpu() ? 256 : 8192; }
 
 void synchronize(const torch::Device& device) {
-  if (!device.is_cpu()) {
+  if (device.is_cpu()) {
+    return;
+  }
+  try {
     c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(index_of(device));
+  } catch (const c10::Error&) {
+    if (device.type() != torch::DeviceType::PrivateUse1) {
+      throw;
+    }
+    // A backend that Python registers has no such function: a value comes after what was asked.
+    torch::zeros({1}, device).item<float>();
   }
 }
 
@@ -220,6 +229,23 @@ struct DeviceGraph::Impl {
   at::accelerator::Graph graph;
 };
 
+namespace {
+
+// Ends a recording whose work threw: else whatever the device is asked to do next would belong to
+// it. What is wrong with the recording itself is not news then.
+void abandon(at::accelerator::Graph& graph) {
+  try {
+    graph.capture_end();
+  } catch (const c10::Error&) {
+  }
+  try {
+    graph.reset();
+  } catch (const c10::Error&) {
+  }
+}
+
+}  // namespace
+
 bool DeviceGraph::is_available(const torch::Device& device) {
   return !device.is_cpu() && at::getAccelerator() == device.type() &&
          at::has_graph_impl(device.type());
@@ -234,7 +260,12 @@ DeviceGraph::DeviceGraph(const torch::Device& device, const std::function<void()
   try {
     const c10::StreamGuard on_stream(impl_->stream);
     impl_->graph.capture_begin();
-    work();
+    try {
+      work();
+    } catch (...) {
+      abandon(impl_->graph);
+      throw;
+    }
     impl_->graph.capture_end();
   } catch (const c10::Error& error) {
     throw Error(format("{}: its work cannot be recorded: {}", device.str(),

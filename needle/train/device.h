@@ -83,7 +83,7 @@ class DeviceGraph {
 
   // Records `work`, which is not carried out by that. It must have run before with the same shapes,
   // wait for nothing, and read nothing that the host changes. Throws Error if it does not permit
-  // it.
+  // it, and what `work` throws; nothing is being recorded then.
   DeviceGraph(const torch::Device& device, const std::function<void()>& work);
   ~DeviceGraph();
   DeviceGraph(const DeviceGraph&) = delete;

@@ -1,12 +1,16 @@
 #include "needle/train/device_batch.h"
 
+#include <array>
+#include <bit>
 #include <cstring>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "needle/core/error.h"
 #include "needle/data/example.h"
+#include "needle/train/device.h"
 
 namespace needle {
 namespace {
@@ -39,15 +43,15 @@ void check_range(const HostArray& array, std::int64_t end) {
   }
 }
 
-// Every array in one buffer, so that a batch is one copy to the device; int32 views of it there.
-std::vector<torch::Tensor> copy_arrays(std::span<const HostArray> arrays, std::int64_t rows,
-                                       const torch::Device& device) {
+// Every array in one buffer, int32 [total], ready to be copied.
+torch::Tensor pack_arrays(std::span<const HostArray> arrays, std::int64_t rows,
+                          const torch::Device& device) {
   std::int64_t total = 0;
   for (const auto& array : arrays) {
     check_length(array.name, array.values.size(), rows, array.length);
     total += rows * array.length;
   }
-  const auto host = torch::empty({total}, torch::kInt32);
+  auto host = empty_staging({total}, torch::kInt32, device);
   auto* next = host.data_ptr<std::int32_t>();
   for (const auto& array : arrays) {
     if (!array.values.empty()) {
@@ -55,20 +59,30 @@ std::vector<torch::Tensor> copy_arrays(std::span<const HostArray> arrays, std::i
     }
     next += array.values.size();
   }
-  const auto on_device = host.to(device);
-  std::vector<torch::Tensor> tensors;
-  std::int64_t start = 0;
-  for (const auto& array : arrays) {
-    tensors.push_back(on_device.narrow(0, start, rows * array.length).view({rows, array.length}));
-    start += rows * array.length;
-  }
-  return tensors;
+  return host;
 }
+
+// Takes [rows, length] after [rows, length] from the buffer.
+class Unpacker {
+ public:
+  Unpacker(const torch::Tensor& buffer, std::int64_t rows) : buffer_(buffer), rows_(rows) {}
+  torch::Tensor next(std::int64_t length) {
+    const auto array = buffer_.narrow(0, start_, rows_ * length).view({rows_, length});
+    start_ += rows_ * length;
+    return array;
+  }
+  torch::Tensor next_ids(std::int64_t length) { return next(length).to(torch::kInt64); }
+
+ private:
+  torch::Tensor buffer_;
+  std::int64_t rows_;
+  std::int64_t start_ = 0;
+};
 
 }  // namespace
 
-DeviceBatch to_device(const Batch& batch, const torch::Device& device, std::int64_t vocab_size,
-                      const ClassWeights* class_weights) {
+PackedBatch pack_batch(const Batch& batch, const torch::Device& device, std::int64_t vocab_size,
+                       const ClassWeights* class_weights) {
   NEEDLE_CHECK(batch.rows > 0 && batch.enc_len > 0 && batch.dec_len > 0,
                "a batch of {} rows of {} and {} tokens", batch.rows, batch.enc_len, batch.dec_len);
   std::vector<HostArray> arrays{{"source", batch.source, batch.enc_len},
@@ -83,33 +97,50 @@ DeviceBatch to_device(const Batch& batch, const torch::Device& device, std::int6
     arrays.push_back({"decoder_segments", batch.decoder_segments, batch.dec_len});
   }
   const bool weighted = class_weights != nullptr && !batch.classes.empty();
-  std::vector<std::int32_t> classes;
+  std::vector<std::int32_t> weights;  // the bits of float32: they travel with the rest
   if (weighted) {
-    classes.assign(batch.classes.begin(), batch.classes.end());
-    arrays.push_back({"classes", classes, batch.dec_len});
+    weights.assign(batch.classes.begin(), batch.classes.end());
+    arrays.push_back({"classes", weights, batch.dec_len});
     check_range(arrays.back(), 4);
-  }
-
-  const auto tensors = copy_arrays(arrays, batch.rows, device);
-  DeviceBatch result;
-  result.input.source = tensors[0].to(torch::kInt64);
-  result.input.decoder_in = tensors[1].to(torch::kInt64);
-  result.target = tensors[2].to(torch::kInt64);
-  if (packed) {
-    result.input.source_segments = tensors[3].to(torch::kInt64);
-    result.input.decoder_segments = tensors[4].to(torch::kInt64);
-  }
-  if (weighted) {
     static_assert(
         static_cast<int>(TokenClass::kStructure) == 0 && static_cast<int>(TokenClass::kName) == 1 &&
         static_cast<int>(TokenClass::kValue) == 2 && static_cast<int>(TokenClass::kKey) == 3);
-    const auto table = torch::tensor({class_weights->structure, class_weights->name,
-                                      class_weights->value, class_weights->key},
-                                     torch::kFloat32)
-                           .to(device);
-    result.weights = table.index_select(0, tensors.back().flatten()).view_as(result.target);
+    const std::array<double, 4> table{class_weights->structure, class_weights->name,
+                                      class_weights->value, class_weights->key};
+    for (std::int32_t& value : weights) {
+      value =
+          std::bit_cast<std::int32_t>(static_cast<float>(table[static_cast<std::size_t>(value)]));
+    }
+  }
+
+  return {.values = pack_arrays(arrays, batch.rows, device),
+          .layout = {.rows = batch.rows,
+                     .enc_len = batch.enc_len,
+                     .dec_len = batch.dec_len,
+                     .packed = packed,
+                     .weighted = weighted}};
+}
+
+DeviceBatch unpack_batch(const torch::Tensor& values, const BatchLayout& layout) {
+  Unpacker arrays(values, layout.rows);
+  DeviceBatch result;
+  result.input.source = arrays.next_ids(layout.enc_len);
+  result.input.decoder_in = arrays.next_ids(layout.dec_len);
+  result.target = arrays.next_ids(layout.dec_len);
+  if (layout.packed) {
+    result.input.source_segments = arrays.next_ids(layout.enc_len);
+    result.input.decoder_segments = arrays.next_ids(layout.dec_len);
+  }
+  if (layout.weighted) {
+    result.weights = arrays.next(layout.dec_len).view(torch::kFloat32);
   }
   return result;
+}
+
+DeviceBatch to_device(const Batch& batch, const torch::Device& device, std::int64_t vocab_size,
+                      const ClassWeights* class_weights) {
+  const PackedBatch packed = pack_batch(batch, device, vocab_size, class_weights);
+  return unpack_batch(copy_to_device(packed.values, device), packed.layout);
 }
 
 DeviceContrastiveBatch to_device(const ContrastiveBatch& batch, const torch::Device& device,
@@ -122,8 +153,9 @@ DeviceContrastiveBatch to_device(const ContrastiveBatch& batch, const torch::Dev
   for (const auto& array : arrays) {
     check_range(array, vocab_size);
   }
-  const auto tensors = copy_arrays(arrays, batch.rows, device);
-  return {.queries = tensors[0].to(torch::kInt64), .tools = tensors[1].to(torch::kInt64)};
+  Unpacker values(copy_to_device(pack_arrays(arrays, batch.rows, device), device), batch.rows);
+  auto queries = values.next_ids(batch.query_len);
+  return {.queries = std::move(queries), .tools = values.next_ids(batch.tool_len)};
 }
 
 }  // namespace needle

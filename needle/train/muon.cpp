@@ -234,6 +234,17 @@ torch::Tensor orthogonalize(const torch::Tensor& gradient) {
   return orthogonalize(std::vector<torch::Tensor>{gradient}).front();
 }
 
+namespace {
+
+std::vector<torch::Tensor> orthogonal_gradients(const std::vector<torch::Tensor>& gradients,
+                                                const MuonConfig& config) {
+  return orthogonalize(gradients, {.steps = config.newton_schulz_steps,
+                                   .dtype = config.newton_schulz_dtype,
+                                   .symmetric = config.symmetric_products});
+}
+
+}  // namespace
+
 void muon_step(const std::vector<torch::Tensor>& parameters,
                const std::vector<torch::Tensor>& gradients,
                const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config) {
@@ -241,9 +252,7 @@ void muon_step(const std::vector<torch::Tensor>& parameters,
     return;
   }
   const torch::NoGradGuard no_grad;
-  const auto update = orthogonalize(gradients, {.steps = config.newton_schulz_steps,
-                                                .dtype = config.newton_schulz_dtype,
-                                                .symmetric = config.symmetric_products});
+  const auto update = orthogonal_gradients(gradients, config);
   if (std::all_of(parameters.begin(), parameters.end(), takes_host_kernel)) {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       update_on_host(parameters[i], update[i].contiguous(), momenta[i],
@@ -258,6 +267,23 @@ void muon_step(const std::vector<torch::Tensor>& parameters,
   at::_foreach_add_(update, momenta, config.momentum);  // Nesterov: g + momentum * m
   at::_foreach_add_(update, parameters, config.weight_decay);
   at::_foreach_add_(parameters, update, -lr);
+}
+
+void muon_step(const std::vector<torch::Tensor>& parameters,
+               const std::vector<torch::Tensor>& gradients,
+               const std::vector<torch::Tensor>& momenta, const MuonOnDevice& now,
+               const MuonConfig& config) {
+  if (parameters.empty()) {
+    return;
+  }
+  const torch::NoGradGuard no_grad;
+  const auto update = orthogonal_gradients(gradients, config);
+  at::_foreach_mul_(momenta, now.momentum);
+  at::_foreach_add_(momenta, update);
+  at::_foreach_add_(update, momenta, config.momentum);
+  at::_foreach_add_(update, parameters, config.weight_decay);
+  at::_foreach_mul_(update, now.lr);
+  at::_foreach_sub_(parameters, update);
 }
 
 }  // namespace needle

@@ -75,4 +75,15 @@ void muon_step(const std::vector<torch::Tensor>& parameters,
                const std::vector<torch::Tensor>& gradients,
                const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config);
 
+// The same where the host does not know whether the update is to happen: float32 [] on the device,
+// `lr` 0 and `momentum` 1 leave everything as it is (with gradients of zeros).
+struct MuonOnDevice {
+  torch::Tensor lr;
+  torch::Tensor momentum;
+};
+void muon_step(const std::vector<torch::Tensor>& parameters,
+               const std::vector<torch::Tensor>& gradients,
+               const std::vector<torch::Tensor>& momenta, const MuonOnDevice& now,
+               const MuonConfig& config);
+
 }  // namespace needle

@@ -106,6 +106,7 @@ double Optimizer::step() {
 
 void Optimizer::step(double grad_norm) {
   const torch::NoGradGuard no_grad;
+  on_device_.reset();
   if (config_.max_grad_norm > 0.0 && grad_norm >= config_.max_grad_norm) {
     if (const auto defined = gradients(); !defined.empty()) {
       at::_foreach_mul_(defined, config_.max_grad_norm / grad_norm);
@@ -114,6 +115,120 @@ void Optimizer::step(double grad_norm) {
   step_muon();
   step_adam();
   ++updates_;
+}
+
+Optimizer::OnDevice& Optimizer::on_device(const torch::Device& device) {
+  if (!on_device_) {
+    std::vector<float> scales;
+    for (std::int64_t i = 0; i <= schedule_.total_steps(); ++i) {
+      scales.push_back(static_cast<float>(schedule_.scale(i)));
+    }
+    std::vector<std::int64_t> counts;
+    for (const AdamLeaf& leaf : adam_) {
+      counts.push_back(leaf.updates);
+    }
+    on_device_ = {.scales = torch::tensor(scales, torch::kFloat32).to(device),
+                  .lr_scale = torch::full({}, lr_scale_, torch::TensorOptions().device(device)),
+                  .updates = torch::tensor({updates_}, torch::kInt64).to(device),
+                  .adam_updates = torch::tensor(counts, torch::kInt64).to(device),
+                  .places = {}};
+  }
+  return *on_device_;
+}
+
+const torch::Tensor& Optimizer::OnDevice::places_of(const std::vector<std::size_t>& which) {
+  torch::Tensor& known = places[which];
+  if (!known.defined()) {
+    const std::vector<std::int64_t> numbers(which.begin(), which.end());
+    known = torch::tensor(numbers, torch::kInt64).to(adam_updates.device());
+  }
+  return known;
+}
+
+std::vector<std::size_t> Optimizer::update_ahead(const torch::Tensor& grad_norm,
+                                                 const torch::Tensor& good) {
+  const torch::NoGradGuard no_grad;
+  OnDevice& now = on_device(grad_norm.device());
+  const auto one = torch::ones({}, grad_norm.options());
+  const auto zero = torch::zeros({}, grad_norm.options());
+  const double limit = config_.max_grad_norm;
+  const auto clip = limit > 0.0 ? torch::where(grad_norm >= limit, limit / grad_norm, one) : one;
+  const auto scale =
+      now.scales.index_select(0, now.updates.clamp_max(now.scales.size(0) - 1)).squeeze(0);
+  const auto rate = torch::where(good, scale * now.lr_scale, zero);
+  const auto or_one = [&](double value) { return torch::where(good, one * value, one); };
+  // Zeros where the step does not count: infinity and NaN would not go away by any factor.
+  const auto gradient_of = [&](const torch::Tensor& parameter) {
+    return parameter.grad().defined() ? torch::where(good, parameter.grad() * clip, zero)
+                                      : torch::zeros_like(parameter);
+  };
+  std::vector<torch::Tensor> parameters, gradients, first, second;
+  for (const auto& leaf : muon_) {
+    if (leaf.parameter.grad().defined() || config_.step_without_gradient) {
+      parameters.push_back(leaf.parameter);
+      gradients.push_back(gradient_of(leaf.parameter));
+      first.push_back(leaf.momentum);
+    }
+  }
+  muon_step(
+      parameters, gradients, first,
+      MuonOnDevice{.lr = rate * config_.muon.peak_lr, .momentum = or_one(config_.muon.momentum)},
+      config_.muon);
+
+  parameters.clear(), gradients.clear(), first.clear();
+  std::vector<std::size_t> counted;
+  for (std::size_t i = 0; i < adam_.size(); ++i) {
+    AdamLeaf& leaf = adam_[i];
+    if (leaf.parameter.grad().defined() || config_.step_without_gradient) {
+      parameters.push_back(leaf.parameter);
+      gradients.push_back(gradient_of(leaf.parameter));
+      first.push_back(leaf.first_moment);
+      second.push_back(leaf.second_moment);
+      counted.push_back(i);
+    }
+  }
+  if (!parameters.empty()) {
+    const torch::Tensor& places = now.places_of(counted);
+    const auto counts = now.adam_updates.index_select(0, places) + good;
+    now.adam_updates.index_copy_(0, places, counts);
+    adamw_step(parameters, gradients, first, second,
+               AdamOnDevice{.lr = rate * config_.adam.peak_lr,
+                            .beta1 = or_one(config_.adam.beta1),
+                            .beta2 = or_one(config_.adam.beta2),
+                            .updates = counts},
+               config_.adam);
+  }
+  now.updates += good;
+  return counted;
+}
+
+void Optimizer::count_ahead(const std::vector<std::size_t>& counted) {
+  ++updates_;
+  for (const std::size_t i : counted) {
+    ++adam_[i].updates;
+  }
+  unconfirmed_.push_back({.counted = counted, .lr_scale = lr_scale_});
+}
+
+double Optimizer::confirm(bool skipped) {
+  NEEDLE_CHECK(!unconfirmed_.empty(), "no step to confirm");
+  const double scale = schedule_.scale(updates_ - static_cast<std::int64_t>(unconfirmed_.size())) *
+                       unconfirmed_.front().lr_scale;
+  if (skipped) {
+    --updates_;
+    for (const std::size_t i : unconfirmed_.front().counted) {
+      --adam_[i].updates;
+    }
+  }
+  unconfirmed_.pop_front();
+  return scale;
+}
+
+void Optimizer::set_lr_scale(double scale) {
+  if (on_device_ && scale != lr_scale_) {
+    on_device_->lr_scale.fill_(scale);
+  }
+  lr_scale_ = scale;
 }
 
 void Optimizer::step_muon() {
@@ -202,6 +317,8 @@ void Optimizer::load_state_dict(const NamedTensors& state) {
     }
   }
   const torch::NoGradGuard no_grad;
+  on_device_.reset();
+  unconfirmed_.clear();
   updates_ = state.at("updates").item<std::int64_t>();
   for (auto& leaf : muon_) {
     leaf.momentum.copy_(state.at("muon.momentum." + leaf.name));

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,11 +61,19 @@ class Optimizer {
   void step(double grad_norm);
   double step();  // with grad_norm(), which it returns; waits for the device
 
+  // As step() on a device that the host does not wait for: `grad_norm` [] lies there, and where
+  // `good` (bool []) is false nothing changes. The host counts the step (with what was returned)
+  // and confirms it once it knows, in the steps' order; counts, rates and the state are right when
+  // all are confirmed. Returned: which of AdamW's parameters had a gradient.
+  std::vector<std::size_t> update_ahead(const torch::Tensor& grad_norm, const torch::Tensor& good);
+  void count_ahead(const std::vector<std::size_t>& counted);
+  double confirm(bool skipped);  // returns the part of the peak rates that the step was taken with
+
   std::int64_t updates() const { return updates_; }  // done so far
   double lr_adam() const;                            // of the next update: what step() will use
   double lr_muon() const;
   // Multiplies the schedule's rates from the next update on; not part of the state.
-  void set_lr_scale(double scale) { lr_scale_ = scale; }
+  void set_lr_scale(double scale);
   const Schedule& schedule() const { return schedule_; }
   const OptimizerConfig& config() const { return config_; }
 
@@ -89,6 +100,18 @@ class Optimizer {
     std::int64_t updates = 0;
   };
 
+  // Counts and rates on the parameters' device, for step_ahead().
+  struct OnDevice {
+    torch::Tensor scales;        // float32 [total_steps + 1], the schedule
+    torch::Tensor lr_scale;      // float32 []
+    torch::Tensor updates;       // int64 [1]
+    torch::Tensor adam_updates;  // int64 [AdamW's parameters]
+    // Some of AdamW's parameters, and their places as int64 [n]: few sets come up.
+    std::map<std::vector<std::size_t>, torch::Tensor> places;
+    const torch::Tensor& places_of(const std::vector<std::size_t>& which);
+  };
+  OnDevice& on_device(const torch::Device& device);
+
   std::vector<torch::Tensor> gradients() const;
   void step_muon();
   void step_adam();
@@ -99,6 +122,12 @@ class Optimizer {
   std::vector<AdamLeaf> adam_;
   std::int64_t updates_ = 0;
   double lr_scale_ = 1.0;
+  std::optional<OnDevice> on_device_;
+  struct Unconfirmed {
+    std::vector<std::size_t> counted;  // which of adam_
+    double lr_scale = 1.0;
+  };
+  std::deque<Unconfirmed> unconfirmed_;
 };
 
 }  // namespace needle

@@ -82,6 +82,7 @@ struct TrainConfig {
   AttentionKernel attention = AttentionKernel::kFused;
   bool activation_checkpointing = false;
   double dropout = 0.0;
+  bool record_steps = false;
   std::int64_t contrastive_rows = 64;
   std::int64_t log_every = 10;
   std::int64_t checkpoint_every = 0;
@@ -94,8 +95,7 @@ struct TrainConfig {
 
   template <class Self, class Visitor>
   static void visit_fields(Self& self, Visitor&& visit) {
-    visit("batch_size", self.batch_size,
-          "Rows in one batch; a packed row holds several examples");
+    visit("batch_size", self.batch_size, "Rows in one batch; a packed row holds several examples");
     visit(
         "batch_scope", self.batch_scope,
         "Several ranks: global shares batch_size rows out, so that the run learns the same on any "
@@ -126,6 +126,10 @@ struct TrainConfig {
           "With attention layers: compute what a layer keeps again in the backward pass; less "
           "memory, more time, the same numbers");
     visit("dropout", self.dropout, "Rate on the output of each sub-layer");
+    visit("record_steps", self.record_steps,
+          "On a device with graphs (CUDA): record a step once and repeat it in one call; every "
+          "batch is "
+          "padded to the longest row that may come, so that all have one shape");
     visit("contrastive_rows", self.contrastive_rows, "Query-tool pairs of a retrieval step");
     visit("log_every", self.log_every,
           "Steps between two lines on the console; metrics.jsonl has every step");

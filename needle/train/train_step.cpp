@@ -85,20 +85,41 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
                           const ContrastiveBatch* contrastive, const StepCounts* counts) {
   NEEDLE_CHECK(replicas_ != nullptr ? counts != nullptr : !micro_batches.empty(),
                "step {} without a batch", step);
+  NEEDLE_CHECK(!ahead_, "step {} was asked for while another is not finished", step);
+  StepReport report = begin(step, micro_batches, contrastive);
+  finish(accumulate(micro_batches, contrastive, counts, report), report);
+  return report;
+}
+
+// Everything about the step that the host knows.
+StepReport TrainStep::begin(std::int64_t step, std::span<const Batch> micro_batches,
+                            const ContrastiveBatch* contrastive) const {
   StepReport report;
   report.step = step;
   report.lr_adam = optimizer_.lr_adam();
   report.lr_muon = optimizer_.lr_muon();
   report.quantized = is_quantized_step(step);
   report.flops = muon_flops(model_->config(), optimizer_.config().muon.newton_schulz_steps);
+  for (const Batch& batch : micro_batches) {
+    report.flops += model_flops(model_->config(), work_of(batch));
+    report.source_tokens += count_tokens(batch.source);
+    report.target_tokens += batch.target_tokens();
+  }
+  if (contrastive != nullptr && is_contrastive_step(step)) {
+    report.contrastive = 0.0;
+  }
+  return report;
+}
+
+// Gradients of the whole step; returns the sums that finish() reads.
+torch::Tensor TrainStep::accumulate(std::span<const Batch> micro_batches,
+                                    const ContrastiveBatch* contrastive, const StepCounts* counts,
+                                    const StepReport& report) {
   TokenLossOptions options{.z_loss = config_.loss.z_loss,
                            .pad_token_id = model_->config().pad_token_id,
                            .block_rows = loss_block_rows(device_),
                            .factors = model_->factor_dtype()};
   for (const Batch& batch : micro_batches) {
-    report.flops += model_flops(model_->config(), work_of(batch));
-    report.source_tokens += count_tokens(batch.source);
-    report.target_tokens += batch.target_tokens();
     options.positions += batch.rows * batch.dec_len;
   }
   options.tokens = std::max<std::int64_t>(report.target_tokens, 1);
@@ -106,10 +127,10 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
     options.tokens = std::max<std::int64_t>(counts->target_tokens, 1);
     options.positions = counts->positions;
   }
-  const bool with_pairs = contrastive != nullptr && is_contrastive_step(step);
+  const bool with_pairs = report.contrastive.has_value();
   const std::int64_t world = replicas_ != nullptr ? replicas_->ranks().world() : 1;
 
-  seed_generators(derive_seed(seed_, "dropout", static_cast<std::uint64_t>(step), rank_));
+  seed_generators(derive_seed(seed_, "dropout", static_cast<std::uint64_t>(report.step), rank_));
   model_->train();
   const auto& quant = config_.quant;
   const FakeQuantScope quantized(*model_, report.quantized ? quant.kernels : FakeQuant::kNone,
@@ -117,7 +138,10 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
   replicas_ != nullptr ? replicas_->begin_step() : optimizer_.zero_grad();
   auto sums = torch::zeros({4}, torch::TensorOptions().device(device_));  // as in finish()
   for (const Batch& batch : micro_batches) {
-    const LossParts parts = text_loss(batch, options);
+    const LossParts parts =
+        text_loss(to_device(batch, device_, model_->config().vocab_size,
+                            config_.weighted ? &config_.loss.class_weights : nullptr),
+                  options);
     if (replicas_ != nullptr && &batch == &micro_batches.back() && !with_pairs) {
       replicas_->last_backward_follows();
     }
@@ -134,15 +158,11 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
     }
     (config_.loss.contrastive_weight * loss).backward();
     sums[3] += loss.detach();
-    report.contrastive = 0.0;
   }
-  finish(sums, report);
-  return report;
+  return sums;
 }
 
-LossParts TrainStep::text_loss(const Batch& host, const TokenLossOptions& options) {
-  const DeviceBatch batch = to_device(host, device_, model_->config().vocab_size,
-                                      config_.weighted ? &config_.loss.class_weights : nullptr);
+LossParts TrainStep::text_loss(const DeviceBatch& batch, const TokenLossOptions& options) {
   torch::Tensor hidden;  // [B, L, d]
   {
     RECORD_USER_SCOPE("step: forward");
@@ -176,8 +196,8 @@ StepTotals TrainStep::totals(const torch::Tensor& sums, const StepReport& report
           .bad_ranks = {}};
 }
 
-void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
-  const StepTotals total = totals(sums, report);
+// What became of the step.
+void TrainStep::judge(const StepTotals& total, StepReport& report) {
   report.loss = total.sums[0];
   report.cross_entropy = total.sums[1];
   report.z = total.sums[2];
@@ -193,11 +213,20 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
   } else if (!std::isfinite(report.contrastive.value_or(0.0))) {
     report.skip_reason = format("the contrastive loss is {}", name_of_bad(*report.contrastive));
   } else if (!std::isfinite(report.grad_norm)) {
-    report.skip_reason =
-        format("the gradient norm is {} (first in {})", name_of_bad(report.grad_norm),
-               replicas_ != nullptr ? replicas_->first_bad_gradient() : first_bad_gradient(model_));
+    report.skip_reason = format("the gradient norm is {}", name_of_bad(report.grad_norm));
   }
   report.skipped = !report.skip_reason.empty();
+}
+
+void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
+  const StepTotals total = totals(sums, report);
+  judge(total, report);
+  if (report.skipped && std::isfinite(report.loss) &&
+      std::isfinite(report.contrastive.value_or(0.0))) {
+    report.skip_reason +=
+        format(" (first in {})",
+               replicas_ != nullptr ? replicas_->first_bad_gradient() : first_bad_gradient(model_));
+  }
   for (std::size_t i = 0; report.skipped && i < total.bad_ranks.size(); ++i) {
     report.skip_reason += format("{}{}", i == 0 ? ", on rank " : ", ", total.bad_ranks[i]);
   }
@@ -210,6 +239,110 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
   if (replicas_ != nullptr) {
     replicas_->share_parameters();
   }
+}
+
+std::optional<StepReport> TrainStep::run_ahead(std::int64_t step,
+                                               std::span<const Batch> micro_batches,
+                                               const ContrastiveBatch* contrastive) {
+  NEEDLE_CHECK(can_run_ahead() && !micro_batches.empty(), "step {} cannot be run ahead", step);
+  StepReport report = begin(step, micro_batches, contrastive);
+  torch::Tensor numbers;
+  std::vector<std::size_t> counted;
+  if (record_steps_ && micro_batches.size() == 1 && !report.quantized && !report.contrastive) {
+    numbers = run_recorded(micro_batches.front());
+  } else {
+    numbers = update_ahead(accumulate(micro_batches, contrastive, nullptr, report), counted);
+    optimizer_.count_ahead(counted);
+  }
+  Ahead next{.report = std::move(report), .numbers = PendingCopy(numbers)};
+  std::optional<StepReport> before = finish();
+  ahead_ = std::move(next);
+  return before;
+}
+
+std::optional<StepReport> TrainStep::finish() {
+  if (!ahead_) {
+    return std::nullopt;
+  }
+  StepReport report = std::move(ahead_->report);
+  const torch::Tensor numbers = ahead_->numbers.wait();
+  ahead_.reset();
+  const auto* number = numbers.const_data_ptr<float>();
+  judge({.sums = {number[0], number[1], number[2], number[3],
+                  static_cast<double>(report.source_tokens),
+                  static_cast<double>(report.target_tokens)},
+         .grad_norm = number[4],
+         .bad_ranks = {}},
+        report);
+  const double scale = optimizer_.confirm(report.skipped);
+  report.lr_adam = optimizer_.config().adam.peak_lr * scale;
+  report.lr_muon = optimizer_.config().muon.peak_lr * scale;
+  return report;
+}
+
+// The sums and the gradient norm, [5]; the update follows from them on the device.
+torch::Tensor TrainStep::update_ahead(const torch::Tensor& sums,
+                                      std::vector<std::size_t>& counted) {
+  RECORD_USER_SCOPE("step: optimiser");
+  const torch::NoGradGuard no_grad;
+  const auto norm = optimizer_.grad_norm().to(device_);
+  const auto numbers = torch::cat({sums, norm.view({1})});
+  // The rule of judge(): what it is to skip changes nothing.
+  const auto deciding = torch::stack({sums[0], sums[3], norm});
+  counted = optimizer_.update_ahead(norm, deciding.isfinite().all());
+  return numbers;
+}
+
+void TrainStep::record_steps() {
+  if (!can_run_ahead() || !DeviceGraph::is_available(device_)) {
+    throw ConfigError(format("train.record_steps: {} cannot record its work{}", device_.str(),
+                             replicas_ != nullptr ? " in several processes" : ""));
+  }
+  if (model_->dropout_rate() > 0.0) {
+    throw ConfigError("train.record_steps: dropout masks would repeat; set train.dropout=0");
+  }
+  record_steps_ = true;
+}
+
+torch::Tensor TrainStep::run_recorded(const Batch& host) {
+  const PackedBatch packed = pack_batch(host, device_, model_->config().vocab_size,
+                                        config_.weighted ? &config_.loss.class_weights : nullptr);
+  const bool first = !recorded_.contains(packed.layout);
+  Recorded& step = recorded_[packed.layout];
+  if (first) {
+    step.input = torch::empty_like(packed.values, torch::TensorOptions().device(device_));
+    step.numbers = torch::empty({5}, torch::TensorOptions().device(device_));
+  }
+  step.input.copy_(packed.values, /*non_blocking=*/packed.values.is_pinned());
+  const auto work = [&] {
+    model_->train();
+    optimizer_.zero_grad();
+    // Tokens are counted on the device: 0.
+    const LossParts parts = text_loss(unpack_batch(step.input, packed.layout),
+                                      {.z_loss = config_.loss.z_loss,
+                                       .pad_token_id = model_->config().pad_token_id,
+                                       .tokens = 0,
+                                       .positions = host.rows * host.dec_len,
+                                       .block_rows = loss_block_rows(device_),
+                                       .factors = model_->factor_dtype()});
+    parts.text_loss.backward();
+    const auto sums = torch::stack(
+        {parts.text_loss.detach(), parts.cross_entropy, parts.z, torch::zeros_like(parts.z)});
+    step.numbers.copy_(update_ahead(sums, step.counted));
+  };
+  if (first) {
+    work();
+  } else {
+    if (step.graph == nullptr) {
+      step.graph = std::make_unique<DeviceGraph>(device_, work);
+    }
+    step.graph->replay();
+    for (const torch::Tensor& parameter : model_->parameters()) {
+      parameter.unsafeGetTensorImpl()->bump_version();  // what follows from it (WeightPath) is old
+    }
+  }
+  optimizer_.count_ahead(step.counted);
+  return step.numbers;
 }
 
 }  // namespace needle

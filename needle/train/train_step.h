@@ -3,15 +3,20 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <torch/torch.h>
 
 #include "needle/data/batch.h"
 #include "needle/model/needle.h"
 #include "needle/train/data_parallel.h"
+#include "needle/train/device.h"
+#include "needle/train/device_batch.h"
 #include "needle/train/loss.h"
 #include "needle/train/optimizer.h"
 
@@ -99,14 +104,49 @@ class TrainStep {
   // `counts` is needed, and the report is that of all ranks together, the same on each; retrieval
   // losses are averaged over ranks. Throws as Ranks.
   StepReport run(std::int64_t step, std::span<const Batch> micro_batches,
-                 const ContrastiveBatch* contrastive = nullptr,
-                 const StepCounts* counts = nullptr);
+                 const ContrastiveBatch* contrastive = nullptr, const StepCounts* counts = nullptr);
+
+  // The same without waiting for the device: clipping, and skipping a step whose numbers are not
+  // finite, are left to it. Returns the report of the step before (nothing before the first), which
+  // is read once this one has been asked for; finish() returns the last one's, and is to be called
+  // before the parameters or the optimiser's state are looked at. On devices other than the CPU, in
+  // one process.
+  bool can_run_ahead() const { return !device_.is_cpu() && replicas_ == nullptr; }
+  std::optional<StepReport> run_ahead(std::int64_t step, std::span<const Batch> micro_batches,
+                                      const ContrastiveBatch* contrastive = nullptr);
+  std::optional<StepReport> finish();
+
+  // From now on run_ahead() records a step of one micro-batch when its shape comes for the second
+  // time, and repeats it from then on (DeviceGraph): for batches that are all of one shape. Steps
+  // with a retrieval loss or quantised weights are taken as ever. Throws ConfigError where the
+  // device cannot, or with dropout, whose masks would repeat.
+  void record_steps();
 
  private:
-  LossParts text_loss(const Batch& host, const TokenLossOptions& options);
+  struct Recorded {
+    torch::Tensor input;    // of the batch, packed
+    torch::Tensor numbers;  // as in run_ahead()
+    std::vector<std::size_t> counted;
+    std::unique_ptr<DeviceGraph> graph;  // null: this shape came once
+  };
+  // A step whose numbers are on their way.
+  struct Ahead {
+    StepReport report;
+    PendingCopy numbers;
+  };
+
+  StepReport begin(std::int64_t step, std::span<const Batch> micro_batches,
+                   const ContrastiveBatch* contrastive) const;
+  torch::Tensor accumulate(std::span<const Batch> micro_batches,
+                           const ContrastiveBatch* contrastive, const StepCounts* counts,
+                           const StepReport& report);
+  torch::Tensor update_ahead(const torch::Tensor& sums, std::vector<std::size_t>& counted);
+  torch::Tensor run_recorded(const Batch& host);
+  LossParts text_loss(const DeviceBatch& batch, const TokenLossOptions& options);
   torch::Tensor pair_loss(const ContrastiveBatch& host);
   // sums: text loss, cross-entropy, z, contrastive. Reads them, then updates or skips.
   void finish(const torch::Tensor& sums, StepReport& report);
+  void judge(const StepTotals& total, StepReport& report);
   StepTotals totals(const torch::Tensor& sums, const StepReport& report);
 
   Needle model_;
@@ -116,6 +156,9 @@ class TrainStep {
   std::uint64_t seed_;
   std::uint64_t rank_;
   DataParallel* replicas_;  // null: one process
+  std::optional<Ahead> ahead_;
+  bool record_steps_ = false;
+  std::map<BatchLayout, Recorded> recorded_;
 };
 
 }  // namespace needle

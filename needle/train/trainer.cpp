@@ -187,15 +187,17 @@ TrainSummary Trainer::run() {
       progress.emplace("training", static_cast<std::uint64_t>(state_.total_steps), "steps");
       progress->set(static_cast<std::uint64_t>(state_.step));
     }
+    bool stop = false;
     while (state_.step < state_.total_steps) {
-      const bool stop = advance();
+      stop |= advance(stop);
       if (!go_back_if_bad()) {
         validate_and_save_when_due();
       }
       if (progress) {
         progress->set(static_cast<std::uint64_t>(state_.step));
       }
-      if (stop || (!replicas_ && hooks_.should_stop && hooks_.should_stop())) {
+      stop |= !replicas_ && hooks_.should_stop && hooks_.should_stop();
+      if (stop && !launched_) {  // a step that is on its way is waited for
         save();
         if (hooks_.ranks != nullptr) {
           hooks_.ranks->barrier();  // no rank calls saved what the first one could not save
@@ -246,8 +248,12 @@ void Trainer::begin() {
 }
 
 void Trainer::make_train_step() {
+  launched_.reset();
   train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed,
                       hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0, replicas_.get());
+  if (config_.train.record_steps) {
+    train_step_->record_steps();
+  }
 }
 
 std::int64_t Trainer::planned_steps() {
@@ -310,7 +316,12 @@ Trainer::StepBatches Trainer::next_batches(Sampler& sampler) const {
 // This rank's rows of a batch, padded as the whole batch would be: padding has a part in the
 // z-loss.
 void Trainer::add_slice(std::span<const std::int64_t> rows, StepBatches& step) const {
-  const BatchLengths lengths = data_.dataset.batch_lengths(rows);
+  BatchLengths lengths = data_.dataset.batch_lengths(rows);
+  if (config_.train.record_steps) {
+    const PromptConfig& prompt = config_.data.rows.prompt;
+    lengths = {.enc_len = std::max(lengths.enc_len, prompt.max_enc_len),
+               .dec_len = std::max(lengths.dec_len, prompt.max_dec_len)};
+  }
   step.counts.positions += static_cast<std::int64_t>(rows.size()) * lengths.dec_len;
   for (const std::int64_t row : rows) {
     step.counts.target_tokens += data_.dataset.row_target_tokens(row);
@@ -352,27 +363,57 @@ Trainer::StepData Trainer::wait_for_data() {
   return feed_->next();
 }
 
-// Returns whether the ranks agreed to stop.
-bool Trainer::advance() {
+// Asks for the next step. Returns its report; on a device that is not waited for that of the step
+// before, if there is one on its way.
+std::optional<StepReport> Trainer::launch() {
   const auto start = Clock::now();
   const StepData data = wait_for_data();
   const double wait_seconds = seconds_since(start);
+  const std::int64_t step = state_.step + (launched_ ? 1 : 0);
+  optimizer_->set_lr_scale(step < state_.lr_scale_until ? state_.lr_scale : 1.0);
+  launched_ = {.sampler = data.sampler, .wait_seconds = wait_seconds};
+  return run_step(step, data.step, data.pairs ? &*data.pairs : nullptr);
+}
+
+// While one step is on its way: not when something is to be done with the parameters after it.
+bool Trainer::may_launch_another() const {
+  const std::int64_t step = state_.step + 1;
+  return step < state_.total_steps &&
+         !is_due(config_.train.validate_every, step, launched_->sampler) &&
+         !is_due(config_.train.checkpoint_every, step, launched_->sampler) &&
+         !state_.validation_due && !state_.checkpoint_due && state_.spike.since == 0;
+}
+
+// Takes a step (`last`: asks for no other behind it). Returns whether the ranks agreed to stop.
+bool Trainer::advance(bool last) {
+  const auto start = Clock::now();
   if (replicas_) {
     replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
   }
-  optimizer_->set_lr_scale(state_.step < state_.lr_scale_until ? state_.lr_scale : 1.0);
-  const StepReport report = run_step(data.step, data.pairs ? &*data.pairs : nullptr);
-  state_.sampler = data.sampler;
-  note(report, seconds_since(start), wait_seconds);
+  std::optional<StepReport> report;
+  if (!launched_) {
+    report = launch();
+  }
+  const Launched now = *launched_;
+  if (!report && !last && may_launch_another()) {
+    report = launch();
+  } else {
+    launched_.reset();
+    if (!report) {
+      report = train_step_->finish();
+    }
+  }
+  note(report.value(), now, seconds_since(start));
   if (hooks_.ranks != nullptr) {
     hooks_.ranks->finished_step();
   }
-  return report.stop;
+  return report->stop;
 }
 
-void Trainer::note(const StepReport& report, double step_seconds, double wait_seconds) {
+void Trainer::note(const StepReport& report, const Launched& launched, double step_seconds) {
   const std::int64_t tokens = report.source_tokens + report.target_tokens;
   ++state_.step;
+  state_.sampler = launched.sampler;
   state_.source_tokens += report.source_tokens;
   state_.target_tokens += report.target_tokens;
   state_.seconds += step_seconds;
@@ -400,7 +441,7 @@ void Trainer::note(const StepReport& report, double step_seconds, double wait_se
                     .skipped_total = state_.skipped_total,
                     .tokens_per_second = static_cast<double>(tokens) / step_seconds,
                     .utilization = report.flops / step_seconds / peak_flops,
-                    .data_wait_ms = 1e3 * wait_seconds,
+                    .data_wait_ms = 1e3 * launched.wait_seconds,
                     .seconds = state_.seconds};
   if (metrics_) {
     metrics_->write(record);
@@ -434,8 +475,10 @@ void Trainer::note(const StepReport& report, double step_seconds, double wait_se
 // nothing validated: both follow as soon as it is.
 void Trainer::validate_and_save_when_due() {
   const bool last = state_.step == state_.total_steps;
-  state_.validation_due |= last || is_due(config_.train.validate_every);
-  state_.checkpoint_due |= last || is_due(config_.train.checkpoint_every);
+  state_.validation_due |=
+      last || is_due(config_.train.validate_every, state_.step, state_.sampler);
+  state_.checkpoint_due |=
+      last || is_due(config_.train.checkpoint_every, state_.step, state_.sampler);
   if (state_.spike.since > 0 && !last) {
     return;
   }
@@ -499,8 +542,9 @@ void Trainer::save() {
   announce({{"kind", "checkpoint"}, {"step", state_.step}, {"path", path.string()}});
 }
 
-bool Trainer::is_due(std::int64_t every) const {
-  return every > 0 ? state_.step % every == 0 : state_.sampler.position == 0;
+// Behind `step` of the run, with the data where `sampler` says.
+bool Trainer::is_due(std::int64_t every, std::int64_t step, const SamplerState& sampler) {
+  return every > 0 ? step % every == 0 : sampler.position == 0;
 }
 
 void Trainer::announce(Json record) const {

@@ -106,10 +106,15 @@ class Trainer {
     std::optional<ContrastiveBatch> pairs;  // of a retrieval step
     SamplerState sampler;                   // behind this step's batches
   };
+  struct Launched {
+    SamplerState sampler;  // as above
+    double wait_seconds = 0.0;
+  };
   StepBatches next_batches(Sampler& sampler) const;
   StepData next_data(Sampler& sampler, std::int64_t step) const;
   StepData wait_for_data();
-  StepReport run_step(const StepBatches& batches, const ContrastiveBatch* pairs);
+  std::optional<StepReport> run_step(std::int64_t step, const StepBatches& batches,
+                                     const ContrastiveBatch* pairs);
   void add_slice(std::span<const std::int64_t> rows, StepBatches& step) const;
   SamplerOptions sampler_options() const;
   std::optional<CheckpointRef> agreed_checkpoint(
@@ -122,15 +127,17 @@ class Trainer {
   OptimizerConfig optimizer_config() const;
   std::int64_t world_size() const { return hooks_.ranks != nullptr ? hooks_.ranks->world() : 1; }
   bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
-  bool advance();
-  void note(const StepReport& report, double step_seconds, double wait_seconds);
+  bool advance(bool last);
+  std::optional<StepReport> launch();
+  bool may_launch_another() const;
+  void note(const StepReport& report, const Launched& launched, double step_seconds);
   void validate();
   void save();
   void validate_and_save_when_due();
   bool go_back_if_bad();
   std::optional<CheckpointRef> last_good_checkpoint() const;
   void roll_back(const CheckpointRef& checkpoint, const std::string& reason);
-  bool is_due(std::int64_t every) const;
+  static bool is_due(std::int64_t every, std::int64_t step, const SamplerState& sampler);
   void announce(Json record) const;
   Json config_json() const;
 
@@ -147,6 +154,7 @@ class Trainer {
   std::optional<TrainStep> train_step_;
   std::optional<MetricsWriter> metrics_;
   TrainState state_;
+  std::optional<Launched> launched_;  // the step that was asked for and is not noted yet
   std::int64_t saved_step_ = -1;
   std::string complaint_;  // what was wrong with the last step that was not good
   double last_loss_;

@@ -90,11 +90,15 @@ std::vector<std::int64_t> Trainer::longest_rows(std::int64_t count) const {
   return rows;
 }
 
-StepReport Trainer::run_step(const StepBatches& batches, const ContrastiveBatch* pairs) {
+// Returns the report, of the step before on a device that is not waited for.
+std::optional<StepReport> Trainer::run_step(std::int64_t step, const StepBatches& batches,
+                                            const ContrastiveBatch* pairs) {
   std::string what;
   try {
-    return train_step_->run(state_.step, batches.batches, pairs,
-                            replicas_ ? &batches.counts : nullptr);
+    if (train_step_->can_run_ahead()) {
+      return train_step_->run_ahead(step, batches.batches, pairs);
+    }
+    return train_step_->run(step, batches.batches, pairs, replicas_ ? &batches.counts : nullptr);
   } catch (const std::exception& error) {
     if (batches.batches.empty() || !is_out_of_memory(error)) {
       throw;
@@ -102,8 +106,7 @@ StepReport Trainer::run_step(const StepBatches& batches, const ContrastiveBatch*
     what = error.what();
   }
   const Batch& first = batches.batches.front();  // no later one has more rows
-  throw Error(
-      format("step {}: {}", state_.step + 1, out_of_memory_advice(first.rows, first, what)));
+  throw Error(format("step {}: {}", step + 1, out_of_memory_advice(first.rows, first, what)));
 }
 
 }  // namespace needle

@@ -10,7 +10,7 @@ import sys
 import unittest
 
 import ranks_test
-from ranks_test import CITIES, MODEL, RanksTest
+from ranks_test import CITIES, MODEL, PATIENCE_S, RanksTest
 
 BIN = PLUGINS = pathlib.Path()
 WALLED = ""
@@ -42,10 +42,10 @@ class DeviceTest(RanksTest):
     # between two codes may take either.
     TOLERANCE = {"grad_norm": 1e-3, "perplexity_int4": 1e-2}
 
-    def assert_close_run(self, a, b, tolerance=2e-5):
+    def assert_close_run(self, a, b, tolerance=2e-5, steps=8):
         runs = [self.steps(name) for name in (a, b)]
         self.assertEqual(*[[(record["kind"], record["step"]) for record in run] for run in runs])
-        self.assertEqual(sum(record["kind"] == "train" for record in runs[0]), 8)
+        self.assertEqual(sum(record["kind"] == "train" for record in runs[0]), steps)
         for one, other in zip(*runs):
             self.assertEqual(one.keys(), other.keys())
             for key in one.keys() - {"seconds", "tokens_per_second", "utilization", "data_wait_ms"}:
@@ -54,7 +54,7 @@ class DeviceTest(RanksTest):
                     self.assertLess(abs(one[key] - other[key]), limit, f"{key}: {one} {other}")
                 else:
                     self.assertEqual(one[key], other[key], key)
-        folders = [self.folder / name / "checkpoints/step-000008" for name in (a, b)]
+        folders = [self.folder / name / "checkpoints" / f"step-{steps:06d}" for name in (a, b)]
         for file in ("model.safetensors", "optimizer.safetensors"):
             self.assertEqual(*[ranks_test.tensor_shapes(folder / file) for folder in folders])
 
@@ -96,6 +96,16 @@ class TrainingTest(DeviceTest):
             folder.rmdir()
         self.train("resumed", *self.ON_DEVICE, "--resume", **settings)
         self.assert_same_run("whole", "resumed", exact=True)
+        # Stopped anywhere, with a step on its way: it is finished, and what is due behind it done.
+        settings.update(train__max_steps=40, train__validate_every=2)
+        self.train("long", *self.ON_DEVICE, **settings)
+        process = self.start("stopped", *self.ON_DEVICE, **settings)
+        self.wait_for_step("stopped", 5)
+        process.terminate()
+        said = process.communicate(timeout=PATIENCE_S)[1]
+        self.assertEqual(process.returncode, 130, said)
+        self.train("stopped", *self.ON_DEVICE, "--resume", **settings)
+        self.assert_same_run("long", "stopped", exact=True, last=40)
         # A checkpoint is of no device.
         self.train("cpu")
         self.train("moving", *self.ON_DEVICE)
@@ -118,6 +128,17 @@ class TrainingTest(DeviceTest):
         self.assertNotEqual(*losses)
         for one, other in zip(*losses):
             self.assertLess(abs(one - other), 0.02 * one)
+
+    def test_recorded_steps_learn_the_same(self):
+        # Padding has a part in the z-loss, and recorded batches are padded further.
+        settings = {"train__grad_accumulation": 1, "step__loss__z_loss": 0, "step__quant__every": 0}
+        self.train("plain", *self.ON_DEVICE, **settings)
+        self.assertEqual(self.report()["replays"], 0)
+        self.train("recorded", *self.ON_DEVICE, train__record_steps="true", **settings)
+        self.assertGreaterEqual(self.report()["replays"], 6)
+        self.assert_close_run("plain", "recorded", tolerance=2e-4)
+        said = self.refused(*self.command("cpu", train__record_steps="true"))
+        self.assertIn("train.record_steps: cpu cannot record", said)
 
     def test_ranks_exchange_through_the_plug_ins_group(self):
         self.train("one", *self.ON_DEVICE)
