@@ -4,7 +4,9 @@
 usage: devices_test.py BIN_FOLDER PLUGIN_FOLDER [TestClass.test_name ...]
 """
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import unittest
@@ -235,6 +237,75 @@ class PluginTest(DeviceTest):
         said = self.refused(*words, NEEDLE_TORCH_CUDA=empty)
         self.assertIn("cannot be loaded", said)
         self.assertIn("scripts/setup --gpu", said)
+
+
+def python_with_torch():
+    """An interpreter whose torch is the programs' LibTorch, or why there is none. LibTorch for CPU runs is installed
+    without the Python packages and libraries that `import torch` wants; the training benchmark's has them."""
+    if not (BIN / "libneedle_python.so").exists():
+        return None, "built without Python's development files (python3-dev)"
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "needle"
+    given = os.environ.get("NEEDLE_PYTHON")
+    reasons = []
+    for python in [given] if given else [caches / "python/bin/python", caches / "bench-python/bin/python"]:
+        done = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return str(python), ""
+        reasons.append(f"{python}: {done.stderr.strip().splitlines()[-1]}")
+    return None, "; ".join(reasons)
+
+
+class PythonTest(DeviceTest):
+    """A device that Python registers, in the interpreter that a plug-in embeds."""
+
+    def setUp(self):
+        super().setUp()
+        self.plugin = str(BIN / "libneedle_python.so")
+        python, reason = python_with_torch()
+        if python is None:
+            self.skipTest(reason)
+        self.python = {"NEEDLE_PYTHON": python, "NEEDLE_PYTHON_MODULE": "paper_device",
+                       "PYTHONPATH": str(pathlib.Path(__file__).parent), "PAPER_REPORT": self.folder / "kernels"}
+
+    def on_paper(self, *words):
+        done = self.run_program(*words, "--device", "paper", "--device-plugin", self.plugin, **self.python)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_trains_goes_on_and_evaluates_as_the_cpu_does(self):
+        settings = {"train__attention": "fused", "train__max_steps": 4, "step__quant__every": 0}
+        self.train("cpu", **settings)
+        for name in ("paper", "resumed"):
+            self.on_paper(*self.command(name, **settings))
+            self.assertTrue((self.folder / "kernels").read_text(), "fewer than a thousand kernels ran there")
+        self.assert_close_run("cpu", "paper", steps=4)
+        shutil.rmtree(self.folder / "resumed/checkpoints/step-000004")  # as if it had ended after step 2
+        self.on_paper(*self.command("resumed", **settings), "--resume")
+        self.assert_same_run("paper", "resumed", exact=True, last=4)
+
+        data = self.folder / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows(4)))
+        words = [BIN / "needle-eval", "perplexity", "--model", self.folder / "paper", "--data", data, "--json"]
+        done = self.run_program(*words, "--device", "cpu")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        host, paper = json.loads(done.stdout), json.loads(self.on_paper(*words))
+        for key in ("perplexity", "perplexity_int8", "perplexity_int4"):
+            self.assertLess(abs(host[key] - paper[key]), 2e-5 * host[key], key)
+
+    def test_says_what_python_says(self):
+        words = self.command("run", "--device", "paper", "--device-plugin", self.plugin)
+        said = self.refused(*words, **{**self.python, "NEEDLE_PYTHON_MODULE": ""})
+        self.assertIn("NEEDLE_PYTHON_MODULE is not set", said)
+        said = self.refused(*words, **{**self.python, "NEEDLE_PYTHON_MODULE": "no_such_module"})
+        self.assertIn("ModuleNotFoundError: No module named 'no_such_module'", said)
+        said = self.refused(*words, **{**self.python, "NEEDLE_PYTHON_MODULE": "json"})
+        self.assertIn("the module json registered no device", said)
+
+    def test_the_programs_do_not_link_python(self):
+        for program in ("needle-train", "needle-eval"):
+            done = self.run_program("ldd", BIN / program)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertNotIn("libpython", done.stdout)
 
 
 if __name__ == "__main__":

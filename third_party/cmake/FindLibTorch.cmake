@@ -44,15 +44,6 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
     "${LibTorch_INCLUDE_DIR}" "${LibTorch_INCLUDE_DIR}/torch/csrc/api/include")
   target_link_libraries(LibTorch::LibTorch INTERFACE "${LibTorch_CPU_LIBRARY}" "${LibTorch_C10_LIBRARY}")
   target_compile_definitions(LibTorch::LibTorch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
-  if(NEEDLE_BUILD_CUDA)
-    find_library(LibTorch_CUDA_LIBRARY NAMES torch_cuda HINTS "${LibTorch_LIBRARY_DIR}" NO_DEFAULT_PATH)
-    if(NOT LibTorch_CUDA_LIBRARY)
-      message(FATAL_ERROR "NEEDLE_BUILD_CUDA: no libtorch_cuda in ${LibTorch_LIBRARY_DIR}; run scripts/setup --gpu, or leave the option off")
-    endif()
-    # No symbol of it is used: it registers its kernels when it is loaded. Its own libraries are found when the program starts.
-    target_link_options(LibTorch::LibTorch INTERFACE
-      "LINKER:--allow-shlib-undefined" "LINKER:--no-as-needed,${LibTorch_CUDA_LIBRARY},--as-needed")
-  endif()
 
   # at::parallel_for in our own files is serial without OpenMP. One runtime must serve all: LibTorch's own if it ships one.
   file(GLOB LibTorch_OPENMP_LIBRARY "${LibTorch_LIBRARY_DIR}/libgomp*.so*")
