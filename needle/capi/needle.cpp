@@ -8,6 +8,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -127,6 +128,88 @@ void fill(needle_session& session, const needle::CallResult& call, needle_stop s
             .decode_ms = 1e3 * call.decode_seconds};
 }
 
+// Before anything is generated: what is wrong with the items of a batch.
+void check(std::string_view function, std::span<const needle_batch_item> items) {
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const needle_batch_item& item = items[i];
+    const auto same = [&](const needle_batch_item& one) { return one.session == item.session; };
+    if (item.options != nullptr && item.options->max_tokens < 0) {
+      throw needle::ConfigError(
+          needle::format("{}: max_tokens = {}; expected 1 or more, or 0 for the default", function,
+                         item.options->max_tokens));
+    }
+    if (item.session->model != items[0].session->model) {
+      throw needle::ConfigError(needle::format(
+          "{}: session {} of {} is of another model than the first", function, i, items.size()));
+    }
+    if (std::ranges::any_of(items.first(i), same)) {
+      throw needle::ConfigError(
+          needle::format("{}: session {} of {} is there twice", function, i, items.size()));
+    }
+  }
+}
+
+needle::CallRequest call_request(const needle_batch_item& item, Callback& callback) {
+  needle_session& session = *item.session;
+  needle::CallRequest request;
+  request.query = view(item.query, item.query_bytes);
+  request.tools_json = session.tools_json;
+  if (item.options != nullptr && item.options->max_tokens > 0) {
+    request.max_gen_len = item.options->max_tokens;
+  }
+  if (item.on_text != nullptr) {
+    request.on_text = [&](std::string_view text) { return callback(session, text); };
+  }
+  request.cancelled = [&] { return callback.stop(session); };
+  return request;
+}
+
+needle_status generate(std::string_view function, std::span<needle_batch_item> items) {
+  for (const needle_batch_item& item : items) {
+    if (item.session == nullptr || !is_text(item.query, item.query_bytes)) {
+      return missing(function, item.session == nullptr ? "session" : "query");
+    }
+  }
+  return guarded([&] {
+    const auto start = Clock::now();
+    check(function, items);
+    std::vector<Callback> callbacks(items.size());
+    std::vector<needle::CallRequest> requests;
+    std::vector<std::size_t> begun;  // indices of items
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      needle_batch_item& item = items[i];
+      const std::int64_t max_ms = item.options != nullptr ? item.options->max_ms : -1;
+      item.session->cancelled = false;
+      item.result = {};
+      if (max_ms == 0) {
+        fill(*item.session, {}, NEEDLE_STOP_DEADLINE, item.result);
+        continue;
+      }
+      callbacks[i] = {.function = item.on_text, .user = item.user, .deadline = {}};
+      if (max_ms > 0) {
+        // Beyond a day the sum could overflow, and nobody waits.
+        constexpr std::int64_t kLongestMs = 86'400'000;
+        callbacks[i].deadline = start + std::chrono::milliseconds(std::min(max_ms, kLongestMs));
+      }
+      requests.push_back(call_request(item, callbacks[i]));
+      begun.push_back(i);
+    }
+    if (requests.empty()) {
+      return NEEDLE_OK;
+    }
+    const auto calls = items[0].session->model->call_batch(requests);
+    bool threw = false;
+    for (std::size_t i = 0; i < begun.size(); ++i) {
+      const Callback& callback = callbacks[begun[i]];
+      needle_batch_item& item = items[begun[i]];
+      fill(*item.session, calls[i], stop_of(calls[i].stop, callback), item.result);
+      threw = threw || callback.threw;
+    }
+    return threw ? fail(NEEDLE_CALLBACK_ERROR, needle::format("{}: the callback threw", function))
+                 : NEEDLE_OK;
+  });
+}
+
 needle::runtime::LoadOptions load_options(const needle_load_options* options) {
   if (options == nullptr) {
     return {};
@@ -197,46 +280,26 @@ void needle_session_free(needle_session* session) { delete session; }
 needle_status needle_generate(needle_session* session, const char* query, size_t query_bytes,
                               const needle_generate_options* options, needle_text_callback on_text,
                               void* user, needle_result* result) {
-  if (session == nullptr || result == nullptr || !is_text(query, query_bytes)) {
-    return missing("needle_generate", session == nullptr  ? "session"
-                                      : result == nullptr ? "result"
-                                                          : "query");
+  if (result == nullptr) {
+    return missing("needle_generate", "result");
   }
-  return guarded([&] {
-    const auto start = Clock::now();
-    const needle_generate_options settings =
-        options != nullptr ? *options : needle_generate_options{.max_tokens = 0, .max_ms = -1};
-    if (settings.max_tokens < 0) {
-      throw needle::ConfigError(needle::format(
-          "needle_generate: max_tokens = {}; expected 1 or more, or 0 for the default",
-          settings.max_tokens));
-    }
-    session->cancelled = false;
-    if (settings.max_ms == 0) {
-      fill(*session, {}, NEEDLE_STOP_DEADLINE, *result);
-      return NEEDLE_OK;
-    }
-    Callback callback{.function = on_text, .user = user, .deadline = {}};
-    // Beyond a day the sum could overflow, and nobody waits.
-    constexpr std::int64_t kLongestMs = 86'400'000;
-    if (settings.max_ms > 0) {
-      callback.deadline = start + std::chrono::milliseconds(std::min(settings.max_ms, kLongestMs));
-    }
-    needle::CallRequest request;
-    request.query = view(query, query_bytes);
-    request.tools_json = session->tools_json;
-    if (settings.max_tokens > 0) {
-      request.max_gen_len = settings.max_tokens;
-    }
-    if (on_text != nullptr) {
-      request.on_text = [&](std::string_view text) { return callback(*session, text); };
-    }
-    request.cancelled = [&] { return callback.stop(*session); };
-    const needle::CallResult call = session->model->call(request);
-    fill(*session, call, stop_of(call.stop, callback), *result);
-    return callback.threw ? fail(NEEDLE_CALLBACK_ERROR, "needle_generate: the callback threw")
-                          : NEEDLE_OK;
-  });
+  needle_batch_item item{.session = session,
+                         .query = query,
+                         .query_bytes = query_bytes,
+                         .options = options,
+                         .on_text = on_text,
+                         .user = user,
+                         .result = {}};
+  const needle_status status = generate("needle_generate", {&item, 1});
+  *result = item.result;
+  return status;
+}
+
+needle_status needle_generate_batch(needle_batch_item* items, size_t count) {
+  if (items == nullptr && count > 0) {
+    return missing("needle_generate_batch", "items");
+  }
+  return generate("needle_generate_batch", {items, count});
 }
 
 void needle_session_cancel(needle_session* session) {

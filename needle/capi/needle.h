@@ -101,6 +101,24 @@ NEEDLE_API needle_status needle_generate(needle_session* session, const char* qu
                                          size_t query_bytes, const needle_generate_options* options,
                                          needle_text_callback on_text, void* user,
                                          needle_result* result);
+/* One of several generations that go on together: the arguments of needle_generate. */
+typedef struct needle_batch_item {
+  needle_session* session; /* of the same model as the others', and in the batch once */
+  const char* query;
+  size_t query_bytes;
+  const needle_generate_options* options; /* may be null */
+  needle_text_callback on_text;           /* may be null */
+  void* user;
+  needle_result result; /* out */
+} needle_batch_item;
+
+/* Prompts are read one after the other, then every session gets its next token in one pass, for
+ * which the weights are read once. The answers are those of needle_generate, byte for byte. A
+ * session that is cancelled, late or refused by its callback ends alone; `decode_ms` is of all.
+ * NEEDLE_CALLBACK_ERROR: a callback threw, the results are complete. After any other error there
+ * are none, and no callback was called unless it came while tokens were made. */
+NEEDLE_API needle_status needle_generate_batch(needle_batch_item* items, size_t count);
+
 /* From any thread: the generation under way stops at its next layer of the prompt or its next
  * token; one not yet begun is not affected. */
 NEEDLE_API void needle_session_cancel(needle_session* session);

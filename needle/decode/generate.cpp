@@ -10,7 +10,6 @@
 #include "needle/calls/tool.h"
 #include "needle/calls/utf8.h"
 #include "needle/core/error.h"
-#include "needle/core/thread_pool.h"
 #include "needle/decode/grammar_constraint.h"
 #include "needle/decode/grammar_source.h"
 #include "needle/decode/n_best.h"
@@ -250,67 +249,83 @@ void FunctionCaller::prepare(const CallRequest& request) const {
   constraint_of(request, prepared_tools(request)->names, unenforced);
 }
 
-CallResult FunctionCaller::call(const CallRequest& request) const {
-  const std::shared_ptr<const PreparedTools> prepared = prepared_tools(request);
-  const NormalizedTools& tools = prepared->names;
-  CallResult result;
-  const std::unique_ptr<Constraint> constraint = constraint_of(request, tools, result.unenforced);
-
-  EncoderPrompt prompt = prompt_of(request, *prepared);
-  result.cut_query_tokens = prompt.cut_query_tokens;
-  result.cut_tools_tokens = prompt.cut_tools_tokens;
-  result.prompt_ids = std::move(prompt.ids);
-
-  GenerateOptions options;
-  options.max_gen_len = budget_of(request);
-  options.constraint = constraint.get();
-  const std::unique_ptr<Constraint> fresh =
-      request.n_best > 0 && constraint ? constraint->clone() : nullptr;
-  options.detail = request.detail;
-  options.alternatives = request.alternatives;
-  std::vector<TokenId> no_call;
-  if (request.detail != StepDetail::kNone) {
-    no_call = no_call_ids(tokenizer_);
-    options.watched = no_call;
+// One answer in the making. Stays where it is: its callbacks point into it.
+struct FunctionCaller::Answer {
+  // Reads the prompt, unless it is cancelled: then there is no session.
+  Answer(const FunctionCaller& own_caller, const CallRequest& own_request)
+      : caller(own_caller),
+        request(own_request),
+        prepared(caller.prepared_tools(request)),
+        constraint(caller.constraint_of(request, prepared->names, result.unenforced)),
+        fresh(request.n_best > 0 && constraint ? constraint->clone() : nullptr),
+        stream(caller.tokenizer_, request.on_text,
+               request.on_text ? caller.budget_of(request) : 0) {
+    EncoderPrompt prompt = caller.prompt_of(request, *prepared);
+    result.cut_query_tokens = prompt.cut_query_tokens;
+    result.cut_tools_tokens = prompt.cut_tools_tokens;
+    result.prompt_ids = std::move(prompt.ids);
+    options.max_gen_len = caller.budget_of(request);
+    options.constraint = constraint.get();
+    options.detail = request.detail;
+    options.alternatives = request.alternatives;
+    if (request.detail != StepDetail::kNone) {
+      no_call = no_call_ids(caller.tokenizer_);
+      options.watched = no_call;
+    }
+    if (request.on_text || request.cancelled) {
+      options.on_token = [this](TokenId token) {
+        return !(request.cancelled && request.cancelled()) &&
+               (!request.on_text || stream.add(token));
+      };
+    }
   }
-  TextStream stream(tokenizer_, request.on_text, request.on_text ? options.max_gen_len : 0);
-  if (request.on_text || request.cancelled) {
-    options.on_token = [&](TokenId token) {
-      return !(request.cancelled && request.cancelled()) && (!request.on_text || stream.add(token));
-    };
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+
+  void read_prompt() {
+    const auto start = std::chrono::steady_clock::now();
+    session =
+        caller.engine_.start_unless(request.cancelled, result.prompt_ids, options.max_gen_len);
+    result.prefill_seconds = seconds_since(start);
+    if (session == nullptr) {
+      result.stop = StopReason::kCancelled;
+    }
   }
 
-  auto start = std::chrono::steady_clock::now();
-  const auto session =
-      engine_.start_unless(request.cancelled, result.prompt_ids, options.max_gen_len);
-  result.prefill_seconds = seconds_since(start);
-  if (session == nullptr) {
-    result.stop = StopReason::kCancelled;
-    return result;
-  }
-  start = std::chrono::steady_clock::now();
-  GeneratedTokens generated = generate_tokens(*session, options);
-  result.decode_seconds = seconds_since(start);
+  CallResult finish(GeneratedTokens generated);
 
-  if (request.on_text && generated.stop != StopReason::kCancelled) {
-    stream.finish();
-  }
-  const auto raw_text = [&](std::span<const TokenId> ids) {
-    return without_tool_call(tokenizer_.decode(ids));
-  };
-  const auto own_names = [&](std::string text) {
+  std::string own_names(std::string text) const {
+    const NormalizedTools& tools = prepared->names;
     if (request.constrain == Constrain::kGrammar && text.starts_with(' ')) {
       text.erase(0, 1);  // the tokenizer's space before every text
     }
     return tools.original_by_snake.empty()
                ? text
-               : replace_invalid_utf8(restore_tool_names(text, tools, prompt_.json_escapes));
-  };
+               : replace_invalid_utf8(restore_tool_names(text, tools, caller.prompt_.json_escapes));
+  }
+
+  const FunctionCaller& caller;
+  const CallRequest& request;
+  CallResult result;
+  std::shared_ptr<const PreparedTools> prepared;
+  std::unique_ptr<Constraint> constraint;
+  std::unique_ptr<Constraint> fresh;  // for n_best
+  TextStream stream;
+  std::vector<TokenId> no_call;
+  GenerateOptions options;
+  std::unique_ptr<EngineSession> session;
+};
+
+CallResult FunctionCaller::Answer::finish(GeneratedTokens generated) {
+  if (request.on_text && generated.stop != StopReason::kCancelled) {
+    stream.finish();
+  }
+  const Tokenizer& tokenizer = caller.tokenizer_;
   if (request.detail != StepDetail::kNone) {
-    result.confidence = answer_confidence(tokenizer_.decode(generated.ids),
-                                          token_ends(tokenizer_, generated.ids), generated);
-    if (calibration_) {
-      calibrate(*calibration_, *result.confidence);
+    result.confidence = answer_confidence(tokenizer.decode(generated.ids),
+                                          token_ends(tokenizer, generated.ids), generated);
+    if (caller.calibration_) {
+      calibrate(*caller.calibration_, *result.confidence);
     }
   }
   result.ids = std::move(generated.ids);
@@ -318,7 +333,7 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
   result.forced_tokens = generated.forced_tokens;
   result.chosen_tokens = generated.chosen_tokens;
   result.stop = generated.stop;
-  result.raw_text = raw_text(result.ids);
+  result.raw_text = without_tool_call(tokenizer.decode(result.ids));
   result.text = own_names(result.raw_text);
   if (request.n_best > 0 && result.stop != StopReason::kCancelled) {
     const NBest best = n_best_tokens(*session, fresh.get(),
@@ -327,23 +342,46 @@ CallResult FunctionCaller::call(const CallRequest& request) const {
                                       .cancelled = request.cancelled});
     if (best.cancelled) {
       result.stop = StopReason::kCancelled;
-      return result;
+    } else {
+      result.n_best = ranked_answers(best, [&](std::span<const TokenId> ids) {
+        return own_names(without_tool_call(tokenizer.decode(ids)));
+      });
     }
-    result.n_best = ranked_answers(
-        best, [&](std::span<const TokenId> ids) { return own_names(raw_text(ids)); });
   }
-  return result;
+  return std::move(result);
 }
 
-std::vector<CallResult> FunctionCaller::call_batch(std::span<const CallRequest> requests,
-                                                   std::size_t threads) const {
-  std::vector<CallResult> results(requests.size());
-  ThreadPool pool(threads);
-  pool.parallel_for(requests.size(), 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      results[i] = call(requests[i]);
+CallResult FunctionCaller::call(const CallRequest& request) const {
+  return std::move(call_batch({&request, 1}).front());
+}
+
+std::vector<CallResult> FunctionCaller::call_batch(std::span<const CallRequest> requests) const {
+  std::vector<std::unique_ptr<Answer>> answers;
+  for (const CallRequest& request : requests) {
+    answers.push_back(std::make_unique<Answer>(*this, request));
+  }
+  std::vector<GenerateRequest> started;
+  for (const auto& answer : answers) {
+    answer->read_prompt();
+    if (answer->session != nullptr) {
+      started.push_back({.session = answer->session.get(), .options = &answer->options});
     }
-  });
+  }
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<GeneratedTokens> generated =
+      started.size() == 1 ? std::vector{generate_tokens(*started[0].session, *started[0].options)}
+                          : generate_batch(engine_, started);
+  const double seconds = seconds_since(start);
+  std::vector<CallResult> results;
+  auto next = generated.begin();
+  for (const auto& answer : answers) {
+    if (answer->session == nullptr) {
+      results.push_back(std::move(answer->result));
+      continue;
+    }
+    answer->result.decode_seconds = seconds;
+    results.push_back(answer->finish(std::move(*next++)));
+  }
   return results;
 }
 

@@ -75,7 +75,7 @@ struct CallResult {
   std::optional<AnswerConfidence> confidence;  // with a detail
   std::vector<RankedAnswer> n_best;            // best first
   double prefill_seconds = 0;
-  double decode_seconds = 0;  // of the answer, without n_best
+  double decode_seconds = 0;  // of the answer (in a batch, of all), without n_best
 };
 
 // Everything that serving needs besides an engine. Safe from several threads.
@@ -97,12 +97,16 @@ class FunctionCaller {
   void prepare(const CallRequest& request) const;
   // Tokens of the request's prompt beyond max_enc_len, which call() would cut.
   std::int64_t prompt_overflow(const CallRequest& request) const;
-  // Results in the order of the requests, whatever the number of threads (0: one per core).
-  std::vector<CallResult> call_batch(std::span<const CallRequest> requests,
-                                     std::size_t threads = 1) const;
+  // Several at once: prompts are read one after the other, then all answers go on together, the
+  // engine's weights read once a pass for all. Results in the order of the requests, each as from
+  // call(); their decode_seconds are of all answers. A request that ends early, by itself or by its
+  // callbacks, leaves the others alone. Throws what call() would of any, before a prompt is read;
+  // what a callback throws ends all.
+  std::vector<CallResult> call_batch(std::span<const CallRequest> requests) const;
 
  private:
   struct PreparedTools;
+  struct Answer;
   std::shared_ptr<const PreparedTools> prepared_tools(const CallRequest& request) const;
   EncoderPrompt prompt_of(const CallRequest& request, const PreparedTools& tools) const;
   std::unique_ptr<Constraint> constraint_of(const CallRequest& request,

@@ -57,6 +57,8 @@ class TokenLoop {
  public:
   TokenLoop(EngineSession& session, const GenerateOptions& options)
       : session_(session), options_(options) {
+    NEEDLE_CHECK(options.max_gen_len >= 1, "max_gen_len is {}; it must be positive",
+                 options.max_gen_len);
     const auto room = static_cast<std::size_t>(options.max_gen_len) + options.prefix.size();
     generated_.ids.reserve(room);
     pending_.reserve(room + 1);
@@ -64,18 +66,41 @@ class TokenLoop {
     if (options.detail != StepDetail::kNone) {
       generated_.steps.reserve(room);
     }
+    generated_.stop = StopReason::kMaxTokens;
+    begin();
   }
 
-  GeneratedTokens run() {
-    begin();
-    generated_.stop = StopReason::kMaxTokens;
-    while (tokens_left() > 0) {
-      const bool goes_on = options_.constraint != nullptr ? constrained() : ask(nullptr);
-      if (!goes_on) {
-        break;
+  // Settles tokens until the model must be asked; false: the answer is whole.
+  bool advance() {
+    while (!over_ && tokens_left() > 0) {
+      if (run_at_ == run_.size()) {
+        find_forced();
       }
+      if (run_at_ == run_.size() || options_.detail == StepDetail::kTrace) {
+        return true;
+      }
+      force(run_[run_at_], {});
     }
-    if (tokens_left() <= 0 && generated_.stop == StopReason::kMaxTokens && is_whole()) {
+    return false;
+  }
+
+  // What the engine is to be fed for the answer to the question.
+  SessionFeed question() const {
+    const bool all = options_.detail == StepDetail::kTrace;
+    return {.session = &session_, .tokens = pending_, .wanted = all ? nullptr : allowed_};
+  }
+
+  void answer(std::span<const float> logits) {
+    pending_.clear();
+    if (run_at_ < run_.size()) {
+      force(run_[run_at_], logits);
+    } else {
+      choose(logits);
+    }
+  }
+
+  GeneratedTokens take_result() {
+    if (!over_ && is_whole()) {
       generated_.stop = StopReason::kEos;
     }
     return std::move(generated_);
@@ -108,33 +133,31 @@ class TokenLoop {
     }
   }
 
-  bool constrained() {
+  // The next run of tokens that the constraint leaves no choice of; empty: what it allows.
+  void find_forced() {
+    run_.clear();
+    run_at_ = 0;
+    if (options_.constraint == nullptr) {
+      return;
+    }
     const std::span<const TokenId> forced = options_.constraint->forced(tokens_left());
-    if (forced.empty()) {
-      const TokenSet* const allowed = options_.constraint->allowed(tokens_left());
-      if (allowed != nullptr && allowed->count() == 1) {
-        TokenId only = 0;
-        allowed->for_each([&only](TokenId id) { only = id; });
-        return force(only);
-      }
-      return ask(allowed);
-    }
     run_.assign(forced.begin(), forced.end());  // accept() may move what `forced` shows
-    for (const TokenId id : run_) {
-      if (tokens_left() <= 0 || !force(id)) {
-        return false;
+    if (run_.empty()) {
+      allowed_ = options_.constraint->allowed(tokens_left());
+      if (allowed_ != nullptr && allowed_->count() == 1) {
+        allowed_->for_each([this](TokenId id) { run_.push_back(id); });
       }
     }
-    return true;
   }
 
-  bool force(TokenId id) {
+  // `logits`: with kTrace, what the model would have said.
+  void force(TokenId id, std::span<const float> logits) {
+    ++run_at_;
     ++generated_.forced_tokens;
     watch_settled(id);
     if (options_.detail != StepDetail::kNone) {
       TokenStep step{.id = id, .forced = true, .allowed_tokens = 1};
       if (options_.detail == StepDetail::kTrace) {
-        const std::span<const float> logits = feed_pending(nullptr);
         const double total = log_sum(logits, nullptr);
         const double own = log_share(logits[static_cast<std::size_t>(id)], total);
         step.outside = std::max(0.0, 1 - std::exp(own));
@@ -142,19 +165,17 @@ class TokenLoop {
       }
       generated_.steps.push_back(std::move(step));
     }
-    return take(id);
+    take(id);
   }
 
-  bool ask(const TokenSet* allowed) {
-    const bool all = options_.detail == StepDetail::kTrace;
-    const std::span<const float> logits = feed_pending(all ? nullptr : allowed);
-    check_size(logits, allowed);
-    const TokenId id = best_token(logits, allowed);
+  void choose(std::span<const float> logits) {
+    check_size(logits, allowed_);
+    const TokenId id = best_token(logits, allowed_);
     ++generated_.chosen_tokens;
     if (options_.detail != StepDetail::kNone) {
-      record(id, logits, allowed);
+      record(id, logits, allowed_);
     }
-    return take(id);
+    take(id);
   }
 
   void record(TokenId id, std::span<const float> logits, const TokenSet* allowed) {
@@ -232,18 +253,10 @@ class TokenLoop {
     }
   }
 
-  std::span<const float> feed_pending(const TokenSet* wanted) {
-    if (!pending_.empty()) {
-      logits_ = session_.feed(pending_, wanted);
-      pending_.clear();
-    }
-    return logits_;
-  }
-
-  bool take(TokenId id) {
+  void take(TokenId id) {
     if (id == kEosId) {
-      generated_.stop = StopReason::kEos;
-      return false;
+      end(StopReason::kEos);
+      return;
     }
     if (options_.constraint != nullptr) {
       options_.constraint->accept(id);
@@ -251,20 +264,25 @@ class TokenLoop {
     generated_.ids.push_back(id);
     pending_.push_back(id);
     if (options_.on_token && !options_.on_token(id)) {
-      generated_.stop = StopReason::kCancelled;
-      return false;
+      end(StopReason::kCancelled);
     }
-    return true;
+  }
+
+  void end(StopReason reason) {
+    generated_.stop = reason;
+    over_ = true;
   }
 
   EngineSession& session_;
   const GenerateOptions& options_;
   GeneratedTokens generated_;
-  std::vector<TokenId> pending_;   // taken, not fed yet
-  std::vector<TokenId> run_;       // of forced tokens
-  std::span<const float> logits_;  // after all that was fed
-  std::size_t watched_ = 0;        // tokens of options_.watched that came
+  std::vector<TokenId> pending_;       // taken, not fed yet
+  std::vector<TokenId> run_;           // of forced tokens
+  std::size_t run_at_ = 0;             // the next of them
+  const TokenSet* allowed_ = nullptr;  // where no token is forced
+  std::size_t watched_ = 0;            // tokens of options_.watched that came
   bool watching_ = true;
+  bool over_ = false;
 };
 
 }  // namespace
@@ -288,9 +306,48 @@ TokenId best_token(std::span<const float> logits, const TokenSet* allowed) {
 }
 
 GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options) {
-  NEEDLE_CHECK(options.max_gen_len >= 1, "max_gen_len is {}; it must be positive",
-               options.max_gen_len);
-  return TokenLoop(session, options).run();
+  TokenLoop loop(session, options);
+  while (loop.advance()) {
+    const SessionFeed next = loop.question();
+    loop.answer(session.feed(next.tokens, next.wanted));
+  }
+  return loop.take_result();
+}
+
+std::vector<GeneratedTokens> generate_batch(const Engine& engine,
+                                            std::span<const GenerateRequest> requests) {
+  std::vector<TokenLoop> loops;
+  loops.reserve(requests.size());
+  for (const GenerateRequest& request : requests) {
+    loops.emplace_back(*request.session, *request.options);
+  }
+  std::vector<SessionFeed> feeds;
+  std::vector<TokenLoop*> asking;
+  feeds.reserve(loops.size());
+  asking.reserve(loops.size());
+  while (true) {
+    feeds.clear();
+    asking.clear();
+    for (TokenLoop& loop : loops) {
+      if (loop.advance()) {
+        feeds.push_back(loop.question());
+        asking.push_back(&loop);
+      }
+    }
+    if (feeds.empty()) {
+      break;
+    }
+    engine.feed(feeds);
+    for (std::size_t i = 0; i < asking.size(); ++i) {
+      asking[i]->answer(feeds[i].logits);
+    }
+  }
+  std::vector<GeneratedTokens> results;
+  results.reserve(loops.size());
+  for (TokenLoop& loop : loops) {
+    results.push_back(loop.take_result());
+  }
+  return results;
 }
 
 }  // namespace needle

@@ -82,4 +82,16 @@ TokenId best_token(std::span<const float> logits, const TokenSet* allowed);
 // every logit that counts is NaN. With StepDetail::kNone and no on_token a step does not allocate.
 GeneratedTokens generate_tokens(EngineSession& session, const GenerateOptions& options);
 
+// One of several that go on together. Neither is owned.
+struct GenerateRequest {
+  EngineSession* session = nullptr;
+  const GenerateOptions* options = nullptr;
+};
+
+// Several sessions of `engine`, each once: in every pass the engine is fed what all that still ask
+// need, so that it reads its weights once for all. Results in the order of the requests, each as
+// generate_tokens would give it alone. What an engine or a callback throws ends all of them.
+std::vector<GeneratedTokens> generate_batch(const Engine& engine,
+                                            std::span<const GenerateRequest> requests);
+
 }  // namespace needle

@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "needle/core/error.h"
 #include "needle/core/fields.h"
@@ -90,6 +91,10 @@ CallResult LoadedModel::generate(std::string_view query, std::string_view tools_
 
 CallResult LoadedModel::call(const CallRequest& request) const {
   return impl_->caller.call(request);
+}
+
+std::vector<CallResult> LoadedModel::call_batch(std::span<const CallRequest> requests) const {
+  return impl_->caller.call_batch(requests);
 }
 
 std::int64_t LoadedModel::prompt_overflow(const CallRequest& request) const {

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "needle/core/json.h"
 #include "needle/decode/generate.h"
@@ -43,6 +44,9 @@ class LoadedModel {
   CallResult generate(std::string_view query, std::string_view tools_json,
                       std::function<bool(std::string_view text)> on_text = {}) const;
   CallResult call(const CallRequest& request) const;  // with every setting
+  // Several requests whose tokens go through the model together; FunctionCaller::call_batch has the
+  // details. The same answers as alone, in the order of the requests.
+  std::vector<CallResult> call_batch(std::span<const CallRequest> requests) const;
 
   // Tokens by which the request's prompt is too long: call() would cut it.
   std::int64_t prompt_overflow(const CallRequest& request) const;

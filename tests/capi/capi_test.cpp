@@ -108,6 +108,78 @@ TEST_F(CapiIntegration, AnswersWithCallsAndStreamsThem) {
   EXPECT_EQ(result.text, first);
 }
 
+TEST_F(CapiIntegration, SessionsOfABatchAnswerAsAlone) {
+  const std::string_view queries[] = {"Wake me at 7", "Play Hello", "", "Wake me at 8 and play"};
+  constexpr std::size_t kCount = std::size(queries);
+  std::vector<SessionPtr> sessions;
+  std::vector<std::string> alone;
+  for (const std::string_view query : queries) {
+    sessions.push_back(session(sessions.size() == 2 ? "[]" : kTools));
+    needle_result result{};
+    ASSERT_EQ(generate(sessions.back().get(), query, result), NEEDLE_OK) << needle_last_error();
+    alone.emplace_back(result.text);
+  }
+  const needle_generate_options options{64, -1};
+  std::vector<std::string> streamed(kCount);
+  std::vector<needle_batch_item> items(kCount);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    items[i] = {.session = sessions[i].get(),
+                .query = queries[i].data(),
+                .query_bytes = queries[i].size(),
+                .options = &options,
+                .on_text = collect,
+                .user = &streamed[i],
+                .result = {}};
+  }
+  ASSERT_EQ(needle_generate_batch(items.data(), kCount), NEEDLE_OK) << needle_last_error();
+  for (std::size_t i = 0; i < kCount; ++i) {
+    EXPECT_EQ(items[i].result.text, alone[i]);
+    EXPECT_EQ(items[i].result.stop, NEEDLE_STOP_EOS);
+    EXPECT_FALSE(streamed[i].empty());
+  }
+  // One is late, one cancelled, one throws: each ends alone.
+  const needle_generate_options late{64, 0};
+  items[0].options = &late;
+  items[1].on_text = [](void* user, const char*, std::size_t) {
+    needle_session_cancel(static_cast<needle_session*>(user));
+    return 1;
+  };
+  items[1].user = sessions[1].get();
+  items[2].on_text = [](void*, const char*, std::size_t) -> int {
+    throw std::runtime_error("mine");
+  };
+  EXPECT_EQ(needle_generate_batch(items.data(), kCount), NEEDLE_CALLBACK_ERROR);
+  EXPECT_EQ(std::string(needle_last_error()), "needle_generate_batch: the callback threw");
+  EXPECT_EQ(items[0].result.stop, NEEDLE_STOP_DEADLINE);
+  EXPECT_EQ(items[1].result.stop, NEEDLE_STOP_CANCELLED);
+  EXPECT_EQ(items[2].result.stop, NEEDLE_STOP_CANCELLED);
+  EXPECT_EQ(items[3].result.text, alone[3]);
+  EXPECT_EQ(needle_generate_batch(nullptr, 0), NEEDLE_OK);
+}
+
+TEST_F(CapiIntegration, ABatchThatCannotBeIsRefused) {
+  const auto one = session();
+  needle_model* other_model = nullptr;
+  ASSERT_EQ(needle_model_load(path_.c_str(), nullptr, &other_model), NEEDLE_OK);
+  needle_session* made = nullptr;
+  ASSERT_EQ(needle_session_create(other_model, kTools.data(), kTools.size(), &made), NEEDLE_OK);
+  const SessionPtr stranger(made);
+  needle_model_free(other_model);
+  needle_batch_item items[2] = {};
+  const auto expect = [&](std::string_view message) {
+    EXPECT_EQ(needle_generate_batch(items, 2), NEEDLE_INVALID_ARGUMENT);
+    EXPECT_EQ(std::string_view(needle_last_error()),
+              "needle_generate_batch: " + std::string(message));
+  };
+  EXPECT_EQ(needle_generate_batch(nullptr, 1), NEEDLE_INVALID_ARGUMENT);
+  items[0].session = one.get();
+  expect("session is null");
+  items[1].session = one.get();
+  expect("session 1 of 2 is there twice");
+  items[1].session = stranger.get();
+  expect("session 1 of 2 is of another model than the first");
+}
+
 TEST_F(CapiIntegration, ASessionOutlivesItsModel) {
   needle_model* model = nullptr;
   ASSERT_EQ(needle_model_load(path_.c_str(), nullptr, &model), NEEDLE_OK);

@@ -364,7 +364,7 @@ TEST(FunctionCallerTest, ACancelledRequestStopsAtTheNextToken) {
   EXPECT_EQ(asked, 3);
 }
 
-TEST(CallBatchTest, GivesTheSameAsOneByOneInAnyNumberOfThreads) {
+TEST(CallBatchTest, GivesTheSameAsOneByOne) {
   // Answers with the first tokens of its prompt, so every request has its own result.
   const test::ScriptedEngine engine(tiny_tokenizer().vocab_size(), [](auto prompt) {
     return std::vector<TokenId>(prompt.begin(), prompt.end());
@@ -374,14 +374,20 @@ TEST(CallBatchTest, GivesTheSameAsOneByOneInAnyNumberOfThreads) {
   for (int i = 0; i < 20; ++i) {
     requests.push_back({.query = format("query {}", i), .constrain = Constrain::kNone});
   }
-  for (const std::size_t threads : {1, 3}) {
-    const auto results = caller.call_batch(requests, threads);
-    ASSERT_EQ(results.size(), requests.size());
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      EXPECT_EQ(results[i].text, caller.call(requests[i]).text);
-      EXPECT_THAT(results[i].text, HasSubstr(requests[i].query));
-    }
+  const auto results = caller.call_batch(requests);
+  ASSERT_EQ(results.size(), requests.size());
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(results[i].text, caller.call(requests[i]).text);
+    EXPECT_THAT(results[i].text, HasSubstr(requests[i].query));
   }
+  EXPECT_TRUE(caller.call_batch({}).empty());
+  // One that cannot be answered is told of before any prompt is read.
+  int begun = 0;
+  requests[0].cancelled = [&] { return ++begun < 0; };
+  requests[7].constrain = Constrain::kGrammar;
+  requests[7].calls.tool = "no such tool";
+  EXPECT_THROW(caller.call_batch(requests), Error);
+  EXPECT_EQ(begun, 0);
 }
 
 }  // namespace

@@ -67,8 +67,8 @@ std::string model_file(const std::filesystem::path& path, std::uint64_t seed) {
     }
     parameters.emplace(spec.name, std::move(values));
   }
-  // The special pieces' logits are 0, and one of the others is above: a free answer goes on for ever
-  // and is text.
+  // The special pieces' logits are 0, and one of the others is above: a free answer goes on for
+  // ever and is text.
   std::fill_n(parameters.at("embedding.weight").begin(), (kToolsId + 1) * kConfig.d_model, 0.0f);
   test::write_weights(path, kConfig, parameters, WeightEncoding::kInt4, letters_tokenizer());
   return path.string();
@@ -217,6 +217,101 @@ TEST_F(LoadedModelTest, SeveralModelsAnswerSeveralThreads) {
     thread.join();
   }
   EXPECT_EQ(wrong, 0);
+}
+
+// What is asked in different ways at once: constraints, lengths, details, other tools.
+std::vector<CallRequest> mixed_requests() {
+  std::vector<CallRequest> mix;
+  for (int i = 0; i < 30; ++i) {  // more than a pass has rows
+    CallRequest one{.query = std::string(static_cast<std::size_t>(i % 7) * 5, 'A') + " WAKE ME",
+                    .tools_json = i % 4 == 0 ? "[]" : std::string(kTools),
+                    .max_gen_len = 90 + i};
+    one.constrain = i % 3 == 0 ? Constrain::kNone : Constrain::kGrammar;
+    if (one.constrain == Constrain::kGrammar && i % 4 != 0) {
+      one.calls.min_calls = i % 2;
+      one.grounding = i % 5 == 1 ? Grounding::kAuto : Grounding::kOff;
+    }
+    one.detail = i % 6 == 5 ? StepDetail::kTrace : StepDetail::kNone;
+    one.n_best = i % 10 == 4 ? 2 : 0;
+    mix.push_back(std::move(one));
+  }
+  return mix;
+}
+
+void expect_same(const CallResult& got, const CallResult& expected, std::size_t index) {
+  SCOPED_TRACE(index);
+  EXPECT_EQ(got.ids, expected.ids);
+  EXPECT_EQ(got.text, expected.text);
+  EXPECT_EQ(got.prompt_ids, expected.prompt_ids);
+  EXPECT_EQ(got.stop, expected.stop);
+  EXPECT_EQ(got.forced_tokens, expected.forced_tokens);
+  ASSERT_EQ(got.steps.size(), expected.steps.size());
+  for (std::size_t i = 0; i < got.steps.size(); ++i) {
+    EXPECT_EQ(got.steps[i].log_probability, expected.steps[i].log_probability);
+    EXPECT_EQ(got.steps[i].outside, expected.steps[i].outside);
+  }
+  ASSERT_EQ(got.n_best.size(), expected.n_best.size());
+  for (std::size_t i = 0; i < got.n_best.size(); ++i) {
+    EXPECT_EQ(got.n_best[i].text, expected.n_best[i].text);
+    EXPECT_EQ(got.n_best[i].probability, expected.n_best[i].probability);
+  }
+}
+
+TEST_F(LoadedModelTest, ABatchAnswersWhatEachWouldBeAnsweredAlone) {
+  const std::vector<CallRequest> mix = mixed_requests();
+  std::vector<CallResult> alone;
+  for (const CallRequest& one : mix) {
+    alone.push_back(LoadedModel::load(file_).call(one));
+  }
+  EXPECT_NE(alone[3].text, alone[6].text) << "all answers are alike";
+  for (const Numerics numerics : {Numerics::kInt8, Numerics::kFloat}) {
+    for (const std::size_t threads : {1, 2, 3}) {
+      const LoadedModel model =
+          LoadedModel::load(file_, {.threads = threads, .numerics = numerics});
+      for (const std::size_t count : {1, 2, 5, 30}) {
+        const std::size_t first = count == 30 ? 0 : count * 3;
+        const auto results = model.call_batch(std::span(mix).subspan(first, count));
+        ASSERT_EQ(results.size(), count);
+        for (std::size_t i = 0; i < count; ++i) {
+          expect_same(results[i],
+                      numerics == Numerics::kInt8 ? alone[first + i] : model.call(mix[first + i]),
+                      first + i);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LoadedModelTest, OneOfABatchStopsAndTheOthersGoOn) {
+  const LoadedModel model = LoadedModel::load(file_);
+  std::vector<CallRequest> batch(5, request("WAKE ME", Constrain::kNone));
+  const CallResult whole = model.call(batch[0]);
+  std::vector<std::string> streamed(batch.size());
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    batch[i].on_text = [&streamed, i](std::string_view text) {
+      streamed[i] += text;
+      return i != 1 || streamed[i].size() < 10;
+    };
+  }
+  int asked = 0;
+  batch[2].cancelled = [] { return true; };  // before its prompt
+  batch[3].cancelled = [&] { return ++asked > 20; };
+  const auto results = model.call_batch(batch);
+  for (const std::size_t i : {0, 4}) {
+    EXPECT_EQ(results[i].text, whole.text);
+    EXPECT_EQ(streamed[i], whole.raw_text);
+  }
+  for (const std::size_t i : {1, 2, 3}) {
+    EXPECT_EQ(results[i].stop, StopReason::kCancelled);
+    EXPECT_LT(results[i].ids.size(), whole.ids.size());
+    EXPECT_TRUE(whole.raw_text.starts_with(streamed[i])) << i;
+  }
+  EXPECT_EQ(results[2].ids.size(), 0u);
+  EXPECT_GT(results[3].ids.size(), 5u);
+  EXPECT_EQ(asked, 21);
+  batch[4].on_text = [](std::string_view) -> bool { throw std::runtime_error("mine"); };
+  EXPECT_THROW(model.call_batch(batch), std::runtime_error);
+  EXPECT_EQ(model.call(request("WAKE ME", Constrain::kNone)).text, whole.text);
 }
 
 // Allocations between the first piece of text and the last.

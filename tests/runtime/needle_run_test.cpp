@@ -254,6 +254,14 @@ TEST_F(NeedleRunIntegration, ExampleProgramRuns) {
   const auto typed =
       test::run_program(test::built_program("example-typed-tools"), {weights_, "wake me at 6"});
   EXPECT_EQ(typed.exit_code, 0) << typed.err;
+  std::string queries;
+  for (int i = 0; i < 11; ++i) {
+    queries += format("wake me at {}\n", i);
+  }
+  const auto batch =
+      test::run_program(test::built_program("example-generate-batch"), {weights_}, queries);
+  EXPECT_EQ(batch.exit_code, 0) << batch.err;
+  EXPECT_EQ(std::ranges::count(batch.out, '\n'), 11) << batch.out;
 }
 
 TEST_F(NeedleRunIntegration, WrongUseIsExplained) {
