@@ -1,47 +1,37 @@
 #include "needle/decode/grammar.h"
 
-#include <utility>
+#include <algorithm>
 
 namespace needle {
-namespace {
 
-constexpr std::size_t kMostEncoded = 4096;
-constexpr std::size_t kMostInside = 4096;  // kilobytes of cached sets, about
-
-}  // namespace
-
-std::shared_ptr<const TokenSet> Grammar::inside(std::int32_t automaton, std::int32_t state) const {
-  if (automaton == kAnything) {
-    return {trie_, &trie_->inside_any_string()};  // owned by the trie
+void Grammar::make_room() {
+  std::size_t states = 0;
+  for (std::size_t i = 0; i < automata_.size(); ++i) {
+    first_state_.push_back(states);
+    states += i == kAnything ? 0 : automata_[i].size();
   }
-  const std::lock_guard lock(inside_mutex_);
-  const auto found = inside_.find({automaton, state});
-  if (found != inside_.end()) {
-    return found->second;
-  }
-  if (inside_.size() >= kMostInside) {
-    inside_.clear();
-  }
-  auto set =
-      std::make_shared<const TokenSet>(trie_->inside_string(this->automaton(automaton), state));
-  return inside_.emplace(std::pair(automaton, state), std::move(set)).first->second;
+  inside_.make_room(states, trie_->vocab_size());
 }
 
-std::shared_ptr<const std::vector<TokenId>> Grammar::encoded(const Tokenizer& tokenizer,
-                                                             const std::string& text) const {
-  {
-    const std::lock_guard lock(encoded_mutex_);
-    if (const auto found = encoded_.find(text); found != encoded_.end()) {
-      return found->second;
-    }
+void Grammar::inside(std::int32_t automaton, std::int32_t state, TokenSet& tokens) const {
+  if (automaton == kAnything) {
+    std::ranges::copy(trie_->inside_any_string().words(), tokens.words().begin());
+    return;
   }
-  auto ids =
-      std::make_shared<const std::vector<TokenId>>(tokenizer.encode(text, SpecialText::kSpecial));
-  const std::lock_guard lock(encoded_mutex_);
-  if (encoded_.size() >= kMostEncoded) {
-    encoded_.clear();
+  const std::size_t number = at(first_state_, automaton) + static_cast<std::size_t>(state);
+  if (!inside_.find(number, tokens)) {
+    trie_->inside_string(this->automaton(automaton), state, tokens);
+    inside_.keep(number, tokens);
   }
-  return encoded_.emplace(text, std::move(ids)).first->second;
+}
+
+void Grammar::encode(TokenEncoder& encoder, std::string_view text,
+                     std::vector<TokenId>& ids) const {
+  if (!encoded_.find(text, ids)) {
+    const std::span<const TokenId> fresh = encoder.encode(text, SpecialText::kSpecial);
+    ids.assign(fresh.begin(), fresh.end());
+    encoded_.keep(text, ids);
+  }
 }
 
 }  // namespace needle

@@ -3,19 +3,17 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "needle/calls/json_value.h"
 #include "needle/decode/grammar_options.h"
+#include "needle/decode/kept_tokens.h"
 #include "needle/decode/number_automaton.h"
 #include "needle/decode/schema_shapes.h"
 #include "needle/decode/text_automaton.h"
@@ -102,17 +100,19 @@ class Grammar {
   const TextAutomaton& automaton(std::int32_t index) const { return at(automata_, index); }
   static constexpr std::int32_t kAnything = 0;  // the automaton of all texts
 
-  // Tokens that stay inside a string from `state` of an automaton on, between two characters.
-  std::shared_ptr<const TokenSet> inside(std::int32_t automaton, std::int32_t state) const;
+  // Tokens that stay inside a string from `state` of an automaton on, between two characters: all
+  // that `tokens` holds then. Kept, in room made with the grammar.
+  void inside(std::int32_t automaton, std::int32_t state, TokenSet& tokens) const;
 
-  // The tokenizer's tokens of `text`, which begins with <tool_call> as a special symbol; kept,
-  // since the same runs of forced text come up in every answer.
-  std::shared_ptr<const std::vector<TokenId>> encoded(const Tokenizer& tokenizer,
-                                                      const std::string& text) const;
+  // The tokens of `text`, which begins with <tool_call> as a special symbol; kept in such room,
+  // too, since the same runs of forced text come up in every answer. Allocates only if `ids` or
+  // the encoder's buffers are too small.
+  void encode(TokenEncoder& encoder, std::string_view text, std::vector<TokenId>& ids) const;
 
  private:
   friend class GrammarCompiler;
   explicit Grammar(std::shared_ptr<const TokenTrie> trie) : trie_(std::move(trie)) {}
+  void make_room();  // once it is compiled
 
   template <typename T>
   static const T& at(const std::vector<T>& all, std::int32_t index) {
@@ -131,10 +131,9 @@ class Grammar {
   std::vector<Unenforced> unenforced_;
   bool has_grounded_ = false;
 
-  mutable std::mutex encoded_mutex_;
-  mutable std::unordered_map<std::string, std::shared_ptr<const std::vector<TokenId>>> encoded_;
-  mutable std::mutex inside_mutex_;
-  mutable std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<const TokenSet>> inside_;
+  mutable KeptTokens encoded_;
+  mutable KeptSets inside_;
+  std::vector<std::size_t> first_state_;  // of each automaton, among those of inside_
 };
 
 // FNV-1a over code points, begun with kTextHash.

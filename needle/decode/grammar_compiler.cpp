@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -558,6 +559,7 @@ std::shared_ptr<const Grammar> Grammar::of_tools(std::string_view tools_json,
                                                  const GrammarOptions& options) {
   std::shared_ptr<Grammar> grammar(new Grammar(std::move(trie)));
   GrammarCompiler(*grammar, options).compile_tools(tools_json);
+  grammar->make_room();
   return grammar;
 }
 
@@ -566,6 +568,7 @@ std::shared_ptr<const Grammar> Grammar::of_schema(const JsonValue& schema,
                                                   const GrammarOptions& options) {
   std::shared_ptr<Grammar> grammar(new Grammar(std::move(trie)));
   GrammarCompiler(*grammar, options).compile_schema(schema);
+  grammar->make_room();
   return grammar;
 }
 

@@ -23,12 +23,12 @@ std::shared_ptr<GroundedValues> grounded_values(const Grammar& grammar, std::str
 GrammarConstraint::GrammarConstraint(std::shared_ptr<const Grammar> grammar, Tokenizer tokenizer,
                                      const CallLimits& limits, std::string_view query)
     : grammar_(std::move(grammar)),
-      tokenizer_(std::move(tokenizer)),
       machine_(grammar_, limits, grounded_values(*grammar_, query)),
       threads_(machine_.start()),
       allowed_(grammar_->trie().vocab_size()),
       by_depth_(grammar_->trie().longest() + 2) {
   reserve();
+  encoder_ = std::make_shared<TokenEncoder>(std::move(tokenizer), spelled_.capacity());
 }
 
 // Room for what answers need as a rule, so that their tokens allocate nothing.
@@ -46,7 +46,9 @@ void GrammarConstraint::reserve() {
   found_.reserve(kMostContinuations + 2);
   text_.reserve(kUsualForcedBytes);
   whole_.reserve(kUsualForcedBytes + kToolCallPiece.size() + (kRecentTokens + 1) * longest);
-  spelled_.reserve(whole_.capacity());
+  spelled_.reserve(whole_.capacity() + longest);
+  whole_ids_.reserve(spelled_.capacity());
+  spelled_ids_.reserve(spelled_.capacity());
   continuations_.resize(kMostContinuations + 1);
   for (std::string& continuation : continuations_) {
     continuation.reserve(longest);
@@ -98,8 +100,7 @@ const TokenSet* GrammarConstraint::allowed(std::int64_t tokens_left) {
   const auto longest = static_cast<std::int64_t>(grammar_->trie().longest());
   if (place && (place->characters_left < 0 || place->characters_left >= longest) &&
       how.tokens_left >= place->most_tokens_to_end) {
-    const std::shared_ptr<const TokenSet> inside = grammar_->inside(place->automaton, place->state);
-    std::ranges::copy(inside->words(), allowed_.words().begin());
+    grammar_->inside(place->automaton, place->state, allowed_);
     how.only_quotes = true;
   }
   threads_at(0) = threads_;
@@ -220,15 +221,12 @@ bool GrammarConstraint::spell(std::span<const TokenId> tail) {
   }
   const std::size_t begin = whole_.size();
   whole_ += text_;
-  const auto ids_of = [&](const std::string& spelled) {
-    return grammar_->encoded(tokenizer_, spelled);
-  };
   const auto behind_marker = [](const std::vector<TokenId>& ids) {
     const auto marker = std::ranges::find(ids, kToolCallId);
     return marker == ids.end() ? std::span<const TokenId>() : std::span(marker + 1, ids.end());
   };
-  const auto encoded = ids_of(whole_);
-  const std::span<const TokenId> ids = behind_marker(*encoded);
+  grammar_->encode(*encoder_, whole_, whole_ids_);
+  const std::span<const TokenId> ids = behind_marker(whole_ids_);
   if (ids.size() < tail.size() || !std::ranges::equal(tail, ids.first(tail.size()))) {
     return false;
   }
@@ -248,8 +246,8 @@ bool GrammarConstraint::spell(std::span<const TokenId> tail) {
   for (std::size_t i = 0; i < std::min(continuation_count_, kMostContinuations) && same > 0; ++i) {
     spelled_ = whole_;
     spelled_ += continuations_[i];
-    const auto other_encoded = ids_of(spelled_);
-    const std::span<const TokenId> other = behind_marker(*other_encoded);
+    grammar_->encode(*encoder_, spelled_, spelled_ids_);
+    const std::span<const TokenId> other = behind_marker(spelled_ids_);
     std::size_t equal = 0;
     while (equal < same && tail.size() + equal < other.size() &&
            other[tail.size() + equal] == own[equal]) {

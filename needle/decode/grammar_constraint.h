@@ -18,8 +18,9 @@
 namespace needle {
 
 // One answer: <tool_call>, then the grammar's text, then eos. Any way through allowed() gives text
-// that is valid, and whole whenever the budget was at least min_tokens() at the begin. Not
-// thread-safe; clones share the grammar and what is grounded.
+// that is valid, and whole whenever the budget was at least min_tokens() at the begin. The
+// tokens of answers of usual length allocate nothing. Not thread-safe, nor beside its clones, which
+// share the grammar, what is grounded and an encoder.
 class GrammarConstraint : public Constraint {
  public:
   // `query`: what grounded values must stand in; may be empty. Throws Error where `limits` ask for
@@ -54,7 +55,7 @@ class GrammarConstraint : public Constraint {
   bool spell(std::span<const TokenId> tail);
 
   std::shared_ptr<const Grammar> grammar_;
-  Tokenizer tokenizer_;
+  std::shared_ptr<TokenEncoder> encoder_;
   GrammarMachine machine_;
   Threads threads_;
   bool started_ = false;         // <tool_call> came
@@ -68,6 +69,8 @@ class GrammarConstraint : public Constraint {
   std::string text_;
   std::string whole_;
   std::string spelled_;
+  std::vector<TokenId> whole_ids_;
+  std::vector<TokenId> spelled_ids_;
   std::vector<TokenId> found_;
   std::vector<std::string> continuations_;
   std::size_t continuation_count_ = 0;

@@ -47,7 +47,7 @@ bool is_one_whole(const Grammar::Literals& all, const Frame& f) {
 GrammarMachine::GrammarMachine(std::shared_ptr<const Grammar> grammar, const CallLimits& limits,
                                std::shared_ptr<GroundedValues> grounded)
     : grammar_(std::move(grammar)), limits_(limits), grounded_(std::move(grounded)) {
-  constexpr std::size_t kRoom = 2048;
+  constexpr std::size_t kRoom = 8192;  // untouched memory costs nothing
   frames_.reserve(kRoom);
   used_.reserve(kRoom);
   if (grounded_ != nullptr) {

@@ -148,9 +148,15 @@ void QuerySpans::for_each_way(std::uint32_t element, Visit visit) const {
   }
 }
 
-QuerySpans::State QuerySpans::advance(const State& state, std::uint32_t code_point) const {
-  const std::uint32_t wanted = is_space(code_point) ? ' ' : code_point;
+QuerySpans::State QuerySpans::advance(StateView state, std::uint32_t code_point) const {
   State next;
+  advance(state, code_point, next);
+  return next;
+}
+
+void QuerySpans::advance(StateView state, std::uint32_t code_point, State& next) const {
+  const std::uint32_t wanted = is_space(code_point) ? ' ' : code_point;
+  next.clear();
   for (const std::uint32_t element : state) {
     for_each_way(element, [&](std::uint32_t c, std::uint32_t cases) {
       if (c == wanted) {
@@ -158,16 +164,15 @@ QuerySpans::State QuerySpans::advance(const State& state, std::uint32_t code_poi
       }
     });
   }
-  return next;
 }
 
-bool QuerySpans::may_end(const State& state) const {
+bool QuerySpans::may_end(StateView state) const {
   return std::ranges::any_of(state, [this](std::uint32_t element) {
     return (element >> kPlaceBits & kFresh) == 0 && ends_[place(element)];
   });
 }
 
-std::size_t QuerySpans::shortest_end(const State& state) const {
+std::size_t QuerySpans::shortest_end(StateView state) const {
   std::size_t shortest = 0;
   bool any = false;
   for (const std::uint32_t element : state) {
@@ -180,7 +185,7 @@ std::size_t QuerySpans::shortest_end(const State& state) const {
   return shortest;
 }
 
-std::int32_t QuerySpans::bytes_to_end(const State& state) const {
+std::int32_t QuerySpans::bytes_to_end(StateView state) const {
   std::int32_t fewest = -1;
   for (const std::uint32_t element : state) {
     const std::size_t i = place(element);
@@ -193,7 +198,7 @@ std::int32_t QuerySpans::bytes_to_end(const State& state) const {
   return fewest;
 }
 
-std::int32_t QuerySpans::bytes_behind(const State& state, std::uint32_t first,
+std::int32_t QuerySpans::bytes_behind(StateView state, std::uint32_t first,
                                       std::uint32_t last) const {
   std::int32_t fewest = -1;
   for (const std::uint32_t element : state) {
@@ -207,12 +212,11 @@ std::int32_t QuerySpans::bytes_behind(const State& state, std::uint32_t first,
   return fewest;
 }
 
-std::vector<std::uint32_t> QuerySpans::next_characters(const State& state) const {
-  std::vector<std::uint32_t> next;
+void QuerySpans::next_characters(StateView state, std::vector<std::uint32_t>& next) const {
+  next.clear();
   for (const std::uint32_t element : state) {
     for_each_way(element, [&next](std::uint32_t c, std::uint32_t) { next.push_back(c); });
   }
-  return next;
 }
 
 std::optional<TextRange> QuerySpans::find(std::string_view text) const {

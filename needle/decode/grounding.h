@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -25,23 +26,25 @@ class QuerySpans {
   // Characters of the query read so far end before these, ascending; the high bits tell in which
   // letter cases they may have been meant.
   using State = std::vector<std::uint32_t>;
+  using StateView = std::span<const std::uint32_t>;
 
   explicit QuerySpans(std::string_view query);  // UTF-8; broken bytes match U+FFFD
 
   State start() const;
   // Where `code_point` leads; empty: no span goes on like this.
-  State advance(const State& state, std::uint32_t code_point) const;
-  bool may_end(const State& state) const;
+  State advance(StateView state, std::uint32_t code_point) const;
+  void advance(StateView state, std::uint32_t code_point, State& next) const;  // into `next`
+  bool may_end(StateView state) const;
   // Characters to the nearest place where a span may end; 0 if it may end here. From every state
   // that start() and advance() give there is one, unless it is empty.
-  std::size_t shortest_end(const State& state) const;
+  std::size_t shortest_end(StateView state) const;
 
   // JSON bytes to the nearest place where a span may end, at least.
-  std::int32_t bytes_to_end(const State& state) const;
+  std::int32_t bytes_to_end(StateView state) const;
   // The same behind any character of first..last (a gap is one space there); -1: none may follow.
-  std::int32_t bytes_behind(const State& state, std::uint32_t first, std::uint32_t last) const;
-  // All characters that may follow.
-  std::vector<std::uint32_t> next_characters(const State& state) const;
+  std::int32_t bytes_behind(StateView state, std::uint32_t first, std::uint32_t last) const;
+  // All characters that may follow, some more than once; into `next`.
+  void next_characters(StateView state, std::vector<std::uint32_t>& next) const;
 
   // The first place where `text` (UTF-8) stands, in any letter case, as bytes of the query; nothing
   // if it does not.

@@ -134,13 +134,14 @@ TokenTrie::TokenTrie(const Tokenizer& tokenizer) {
   }
   const std::vector<TokenId> empty_list = tokenizer.encode("[]");
   has_dummy_prefix_ = !empty_list.empty() && text(empty_list.front()).starts_with(' ');
-  inside_any_string_ = inside_string(TextAutomaton::anything(), TextAutomaton::kStart);
+  inside_any_string_ = TokenSet(vocab_size());
+  inside_string(TextAutomaton::anything(), TextAutomaton::kStart, inside_any_string_);
 }
 
-TokenSet TokenTrie::inside_string(const TextAutomaton& automaton, std::int32_t state) const {
-  TokenSet inside(vocab_size());
+void TokenTrie::inside_string(const TextAutomaton& automaton, std::int32_t state,
+                              TokenSet& inside) const {
+  inside.clear();
   InsideWalk(*this, automaton, inside).walk(node(kRoot), {}, state);
-  return inside;
 }
 
 const TokenTrie::Node* TokenTrie::child(const Node& node, std::uint8_t byte) const {

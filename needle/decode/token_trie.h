@@ -43,8 +43,8 @@ class TokenTrie {
   bool has_dummy_prefix() const { return has_dummy_prefix_; }
 
   // Tokens that stay inside a JSON string whose text follows `automaton`, from `state` on and
-  // between two characters; the same where any text may stand.
-  TokenSet inside_string(const TextAutomaton& automaton, std::int32_t state) const;
+  // between two characters, into `inside`; the same where any text may stand.
+  void inside_string(const TextAutomaton& automaton, std::int32_t state, TokenSet& inside) const;
   const TokenSet& inside_any_string() const { return inside_any_string_; }
 
   // Tokens that spell text[i:] with as few as possible, for i = 0 .. size; the last is 0.

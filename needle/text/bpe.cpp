@@ -1,7 +1,7 @@
 #include "needle/text/bpe.h"
 
+#include <algorithm>
 #include <functional>
-#include <queue>
 
 #include "needle/calls/utf8.h"
 
@@ -49,7 +49,8 @@ Bpe::Merge Bpe::merge_of(SymbolIndex left, SymbolIndex right) const noexcept {
                                   : Merge{.merged = merged, .rank = vocabulary_->ranks[merged]};
 }
 
-void Bpe::merge(std::vector<Symbol>& segment) const {
+void Bpe::merge(Workspace& work) const {
+  std::vector<Symbol>& segment = work.segment_;
   if (segment.size() < 2) {
     return;
   }
@@ -57,7 +58,7 @@ void Bpe::merge(std::vector<Symbol>& segment) const {
     segment[i].with_next = merge_of(segment[i].index, segment[i + 1].index);
   }
   if (segment.size() > kScanLimit) {
-    merge_with_heap(segment);
+    merge_with_heap(work);
     return;
   }
   while (true) {
@@ -80,23 +81,21 @@ void Bpe::merge(std::vector<Symbol>& segment) const {
   }
 }
 
-void Bpe::merge_with_heap(std::vector<Symbol>& segment) const {
-  struct Pair {
-    std::uint32_t rank;
-    std::uint32_t left;  // position in `segment`
-    SymbolIndex merged;
-    bool operator>(const Pair& other) const {
-      return rank != other.rank ? rank > other.rank : left > other.left;
-    }
-  };
-  std::priority_queue<Pair, std::vector<Pair>, std::greater<>> pairs;
+void Bpe::merge_with_heap(Workspace& work) const {
+  std::vector<Symbol>& segment = work.segment_;
+  std::vector<Pair>& pairs = work.pairs_;
+  std::vector<std::uint32_t>& next = work.next_;
+  std::vector<std::uint32_t>& previous = work.previous_;
+  std::vector<bool>& joined = work.joined_;
   const auto size = static_cast<std::uint32_t>(segment.size());
-  std::vector<std::uint32_t> next(size);  // neighbours that are left; `size`: none
-  std::vector<std::uint32_t> previous(size);
-  std::vector<bool> joined(size);  // into its left neighbour
+  pairs.clear();
+  next.resize(size);
+  previous.resize(size);
+  joined.assign(size, false);
   const auto offer = [&](std::uint32_t left) {
     if (const Merge& merge = segment[left].with_next; merge.rank != kNoMerge) {
-      pairs.push({.rank = merge.rank, .left = left, .merged = merge.merged});
+      pairs.push_back({.rank = merge.rank, .left = left, .merged = merge.merged});
+      std::push_heap(pairs.begin(), pairs.end(), std::greater<>());
     }
   };
   for (std::uint32_t i = 0; i < size; ++i) {
@@ -105,8 +104,9 @@ void Bpe::merge_with_heap(std::vector<Symbol>& segment) const {
     offer(i);
   }
   while (!pairs.empty()) {
-    const Pair pair = pairs.top();
-    pairs.pop();
+    std::pop_heap(pairs.begin(), pairs.end(), std::greater<>());
+    const Pair pair = pairs.back();
+    pairs.pop_back();
     Symbol& left = segment[pair.left];
     // An entry is out of date once one of its two symbols was joined with another.
     if (joined[pair.left] || left.with_next.rank != pair.rank ||

@@ -48,10 +48,13 @@ class Bpe {
   // Keep the vocabulary alive.
   explicit Bpe(const Vocabulary& vocabulary) : vocabulary_(&vocabulary), matcher_(vocabulary) {}
 
+  // What encode() works in: kept by who encodes often, so that it allocates once.
+  class Workspace;
+
   // `normalized` is valid UTF-8 of less than 4 GiB. Time grows with n log n at worst. Calls
   // sink(BpeToken) for each token.
   template <class Sink>
-  void encode(std::string_view normalized, bool special, Sink&& sink) const;
+  void encode(std::string_view normalized, bool special, Workspace& work, Sink&& sink) const;
 
   const SymbolMatcher& symbols() const noexcept { return matcher_; }
 
@@ -77,21 +80,52 @@ class Bpe {
 
   Character character_at(std::string_view text, std::size_t position) const noexcept;
   Merge merge_of(SymbolIndex left, SymbolIndex right) const noexcept;
-  // Joins in place; `segment` shrinks.
-  void merge(std::vector<Symbol>& segment) const;
-  void merge_with_heap(std::vector<Symbol>& segment) const;
+  // A pair to be joined, best first in a heap.
+  struct Pair {
+    std::uint32_t rank;
+    std::uint32_t left;  // position in the segment
+    SymbolIndex merged;
+    bool operator>(const Pair& other) const {
+      return rank != other.rank ? rank > other.rank : left > other.left;
+    }
+  };
+  // Joins the segment's symbols in place; it shrinks.
+  void merge(Workspace& work) const;
+  void merge_with_heap(Workspace& work) const;
   template <class Sink>
-  void flush(std::vector<Symbol>& segment, std::string_view text, std::size_t end,
-             Sink&& sink) const;
+  void flush(Workspace& work, std::string_view text, std::size_t end, Sink&& sink) const;
 
   const Vocabulary* vocabulary_;
   SymbolMatcher matcher_;
 };
 
+class Bpe::Workspace {
+ public:
+  // Texts of up to `characters` allocate nothing.
+  explicit Workspace(std::size_t characters = kScanLimit) {
+    segment_.reserve(characters);
+    if (characters > kScanLimit) {
+      pairs_.reserve(3 * characters);  // at first one a symbol, then two a joining
+      next_.reserve(characters);
+      previous_.reserve(characters);
+      joined_.reserve(characters);
+    }
+  }
+
+ private:
+  friend class Bpe;
+  std::vector<Symbol> segment_;  // characters that merges may join
+  // Of merge_with_heap.
+  std::vector<Pair> pairs_;
+  std::vector<std::uint32_t> next_;  // neighbours that are left; the segment's size: none
+  std::vector<std::uint32_t> previous_;
+  std::vector<bool> joined_;  // into its left neighbour
+};
+
 template <class Sink>
-void Bpe::flush(std::vector<Symbol>& segment, std::string_view text, std::size_t end,
-                Sink&& sink) const {
-  merge(segment);
+void Bpe::flush(Workspace& work, std::string_view text, std::size_t end, Sink&& sink) const {
+  std::vector<Symbol>& segment = work.segment_;
+  merge(work);
   for (std::size_t i = 0; i < segment.size(); ++i) {
     const std::uint32_t begin = segment[i].begin;
     const auto stop =
@@ -112,13 +146,13 @@ void Bpe::flush(std::vector<Symbol>& segment, std::string_view text, std::size_t
 }
 
 template <class Sink>
-void Bpe::encode(std::string_view normalized, bool special, Sink&& sink) const {
-  std::vector<Symbol> segment;  // characters that merges may join
-  segment.reserve(kScanLimit);
+void Bpe::encode(std::string_view normalized, bool special, Workspace& work, Sink&& sink) const {
+  std::vector<Symbol>& segment = work.segment_;
+  segment.clear();
   std::size_t last_class = 0;
   for (std::size_t at = 0; at < normalized.size();) {
     if (const auto match = matcher_.longest(normalized, at, special); match.id >= 0) {
-      flush(segment, normalized, at, sink);
+      flush(work, normalized, at, sink);
       sink(BpeToken{.id = match.id,
                     .begin = static_cast<std::uint32_t>(at),
                     .end = static_cast<std::uint32_t>(at + match.bytes)});
@@ -127,14 +161,14 @@ void Bpe::encode(std::string_view normalized, bool special, Sink&& sink) const {
     }
     const Character next = character_at(normalized, at);
     if (!segment.empty() && vocabulary_->head->joins[last_class][next.character_class] == 0) {
-      flush(segment, normalized, at, sink);
+      flush(work, normalized, at, sink);
     }
     segment.push_back(
         {.index = next.index, .begin = static_cast<std::uint32_t>(at), .with_next = {}});
     last_class = next.character_class;
     at += next.bytes;
   }
-  flush(segment, normalized, normalized.size(), sink);
+  flush(work, normalized, normalized.size(), sink);
 }
 
 }  // namespace needle

@@ -10,22 +10,29 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 class Normalizer {
  public:
-  Normalizer(std::string_view input, const SymbolMatcher& symbols, const NormalizeOptions& options)
+  Normalizer(std::string_view input, const SymbolMatcher& symbols, const NormalizeOptions& options,
+             NormalizedText& result)
       : input_(input),
         symbols_(symbols),
         options_(options),
         // Symbols matter here only where they keep their spaces, or share one origin.
-        match_symbols_(options.want_origins || symbols.any_has_space()) {}
+        match_symbols_(options.want_origins || symbols.any_has_space()),
+        result_(result) {}
 
-  NormalizedText run() {
+  void run() {
+    result_.text.clear();
+    result_.origins.clear();
     if (input_.empty()) {
-      return {};
+      return;
     }
     skip_leading_spaces();
     if (at_ == input_.size()) {
-      return finish();
+      finish();
+      return;
     }
-    result_.text.reserve(input_.size() + input_.size() / 2 + 8);
+    if (result_.text.capacity() < input_.size()) {
+      result_.text.reserve(input_.size() + input_.size() / 2 + 8);
+    }
     if (options_.add_dummy_prefix) {
       append(kSpaceMark);
     }
@@ -45,7 +52,7 @@ class Normalizer {
     if (options_.remove_extra_whitespaces) {
       drop_trailing_spaces();
     }
-    return finish();
+    finish();
   }
 
  private:
@@ -104,26 +111,25 @@ class Normalizer {
     }
   }
 
-  NormalizedText finish() {
+  void finish() {
     if (options_.want_origins) {
       result_.origins.push_back(static_cast<std::uint32_t>(at_));
     }
-    return std::move(result_);
   }
 
   std::string_view input_;
   const SymbolMatcher& symbols_;
   NormalizeOptions options_;
   bool match_symbols_;
+  NormalizedText& result_;
   std::size_t at_ = 0;
-  NormalizedText result_;
 };
 
 }  // namespace
 
-NormalizedText normalize(std::string_view input, const SymbolMatcher& symbols,
-                         const NormalizeOptions& options) {
-  return Normalizer(input, symbols, options).run();
+void normalize(std::string_view input, const SymbolMatcher& symbols,
+               const NormalizeOptions& options, NormalizedText& result) {
+  Normalizer(input, symbols, options, result).run();
 }
 
 }  // namespace needle

@@ -25,8 +25,8 @@ struct NormalizedText {
   std::vector<std::uint32_t> origins;
 };
 
-// `input` may be any bytes, less than 1 GiB of them.
-NormalizedText normalize(std::string_view input, const SymbolMatcher& symbols,
-                         const NormalizeOptions& options);
+// `input` may be any bytes, less than 1 GiB of them. `result`: out, what it held is gone.
+void normalize(std::string_view input, const SymbolMatcher& symbols,
+               const NormalizeOptions& options, NormalizedText& result);
 
 }  // namespace needle

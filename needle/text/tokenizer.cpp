@@ -101,14 +101,16 @@ struct Tokenizer::Impl {
   Vocabulary vocabulary;
   Bpe bpe{vocabulary};
 
-  NormalizedText normalized(std::string_view text, SpecialText special, bool want_origins) const {
+  void normalize_to(NormalizedText& result, std::string_view text, SpecialText special,
+                    bool want_origins) const {
     NEEDLE_CHECK(text.size() < kMaxTextBytes, "cannot encode a text of {} bytes; the limit is {}",
                  text.size(), kMaxTextBytes);
-    return normalize(text, bpe.symbols(),
-                     {.add_dummy_prefix = vocabulary.head->add_dummy_prefix != 0,
-                      .remove_extra_whitespaces = removes_extra_whitespaces(),
-                      .special = special == SpecialText::kSpecial,
-                      .want_origins = want_origins});
+    normalize(text, bpe.symbols(),
+              {.add_dummy_prefix = vocabulary.head->add_dummy_prefix != 0,
+               .remove_extra_whitespaces = removes_extra_whitespaces(),
+               .special = special == SpecialText::kSpecial,
+               .want_origins = want_origins},
+              result);
   }
   bool drops_first_space() const {
     return vocabulary.head->add_dummy_prefix != 0 || removes_extra_whitespaces();
@@ -142,19 +144,24 @@ Tokenizer Tokenizer::from_tables(std::string_view model_proto, std::span<const s
 }
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, SpecialText special) const {
-  const NormalizedText normalized = impl_->normalized(text, special, false);
+  NormalizedText normalized;
+  impl_->normalize_to(normalized, text, special, false);
   std::vector<TokenId> ids;
   ids.reserve(normalized.text.size() / 3 + 4);
-  impl_->bpe.encode(normalized.text, special == SpecialText::kSpecial,
+  Bpe::Workspace work;
+  impl_->bpe.encode(normalized.text, special == SpecialText::kSpecial, work,
                     [&](const BpeToken& token) { ids.push_back(token.id); });
   return ids;
 }
 
 std::vector<TokenSpan> Tokenizer::encode_spans(std::string_view text, SpecialText special) const {
-  const NormalizedText normalized = impl_->normalized(text, special, true);
+  NormalizedText normalized;
+  impl_->normalize_to(normalized, text, special, true);
+  Bpe::Workspace work;
   std::vector<TokenSpan> spans;
   spans.reserve(normalized.text.size() / 3 + 4);
-  impl_->bpe.encode(normalized.text, special == SpecialText::kSpecial, [&](const BpeToken& token) {
+  const bool specials = special == SpecialText::kSpecial;
+  impl_->bpe.encode(normalized.text, specials, work, [&](const BpeToken& token) {
     const std::size_t begin = normalized.origins[token.begin];
     const std::size_t end = normalized.origins[token.end];
     TokenSpan span{.id = token.id, .begin = begin, .end = end};
@@ -177,6 +184,32 @@ std::string Tokenizer::decode(std::span<const TokenId> ids) const {
   }
   decoder.finish();
   return std::move(decoder).take();
+}
+
+struct TokenEncoder::Buffers {
+  NormalizedText normalized;
+  Bpe::Workspace work;
+  std::vector<TokenId> ids;
+};
+
+TokenEncoder::TokenEncoder(Tokenizer tokenizer, std::size_t most_bytes)
+    : tokenizer_(std::move(tokenizer)),
+      buffers_(std::make_unique<Buffers>(Buffers{.work = Bpe::Workspace(most_bytes + 1)})) {
+  // A space has three bytes there, and each byte may become a token.
+  buffers_->normalized.text.reserve(kSpaceMark.size() * (most_bytes + 1));
+  buffers_->ids.reserve(kSpaceMark.size() * (most_bytes + 1));
+}
+TokenEncoder::TokenEncoder(TokenEncoder&&) noexcept = default;
+TokenEncoder::~TokenEncoder() = default;
+
+std::span<const TokenId> TokenEncoder::encode(std::string_view text, SpecialText special) {
+  const Tokenizer::Impl& impl = *tokenizer_.impl_;
+  Buffers& own = *buffers_;
+  impl.normalize_to(own.normalized, text, special, false);
+  own.ids.clear();
+  impl.bpe.encode(own.normalized.text, special == SpecialText::kSpecial, own.work,
+                  [&](const BpeToken& token) { own.ids.push_back(token.id); });
+  return own.ids;
 }
 
 TextDecoder::TextDecoder(const Tokenizer& tokenizer, std::size_t most_bytes)

@@ -69,8 +69,26 @@ class Tokenizer {
 
  private:
   friend class TextDecoder;
+  friend class TokenEncoder;
   struct Impl;
   std::shared_ptr<const Impl> impl_;
+};
+
+// Tokenizer::encode for many short texts: keeps its buffers. Not thread-safe.
+class TokenEncoder {
+ public:
+  // Texts of up to `most_bytes` allocate nothing.
+  TokenEncoder(Tokenizer tokenizer, std::size_t most_bytes);
+  TokenEncoder(TokenEncoder&&) noexcept;
+  ~TokenEncoder();
+
+  // Valid until the next call.
+  std::span<const TokenId> encode(std::string_view text, SpecialText special = SpecialText::kPlain);
+
+ private:
+  struct Buffers;
+  Tokenizer tokenizer_;
+  std::unique_ptr<Buffers> buffers_;
 };
 
 // The text of tokens one by one: what Tokenizer::decode makes of all of them, as far as it is

@@ -83,7 +83,10 @@ TEST(QuerySpansTest, ASpanKeepsOneLetterCase) {
   for (const char c : std::string_view("Str")) {
     state = spans.advance(state, static_cast<std::uint32_t>(c));
   }
-  EXPECT_THAT(spans.next_characters(state), ::testing::Each('a'));
+  std::vector<std::uint32_t> next;
+  spans.next_characters(state, next);
+  EXPECT_THAT(next, ::testing::Each('a'));
+  EXPECT_FALSE(next.empty());
 }
 
 TEST(NumbersOfTest, ReadsDigitsAndWords) {

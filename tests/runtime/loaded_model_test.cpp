@@ -340,8 +340,8 @@ TEST_F(LoadedModelTest, TokensAllocateNothingThroughTheWholeLoop) {
   }
 }
 
-// A grammar's first answer also fills what the grammar keeps: the spelling of forced texts.
-TEST_F(LoadedModelTest, TokensOfAKnownGrammarAllocateNothing) {
+// The first answer fills what the grammar keeps, too: the spelling of forced texts.
+TEST_F(LoadedModelTest, TokensOfAGrammarAllocateNothingFromTheFirstAnswerOn) {
   const std::string nested = R"([{"name": "ADD", "parameters": {"type": "object", "properties":
       {"ITEMS": {"type": "array", "minItems": 2, "items": {"type": "object", "properties":
       {"N": {"type": "number"}, "KIND": {"type": "string", "enum": ["BIG", "SMALL"]}},
@@ -352,10 +352,32 @@ TEST_F(LoadedModelTest, TokensOfAKnownGrammarAllocateNothing) {
       CallRequest call = request("WAKE ME");
       call.tools_json = tools;
       call.calls.min_calls = 1;
-      EXPECT_GT(allocations_while_streaming(model, call), 0) << "nothing was counted";
       EXPECT_EQ(allocations_while_streaming(model, call), 0) << threads << tools;
+      EXPECT_EQ(allocations_while_streaming(model, call), 0) << threads << tools;
+      call.grounding = Grounding::kAuto;
+      call.query = "WAKE ME AT SEVEN Or Eight On 3 days \u00e9\u00e8 \"BIG\" and 25";
+      EXPECT_EQ(allocations_while_streaming(model, call), 0) << threads << " grounded " << tools;
+    }
+    for (const char* schema :
+         {R"({"type": "string", "pattern": "^[A-Z]{20,60}[0-9]+$"})",
+          R"({"type": "array", "minItems": 3, "items": {"type": "string", "format": "date-time"}})",
+          R"({"type": "object", "required": ["A"], "properties": {"A": {"type": "array",
+              "minItems": 9, "items": {"anyOf": [{"type": "number"}, {"type": "string"},
+              {"enum": ["ONE", "TWO"]}]}}}})"}) {
+      CallRequest call = request("WAKE ME");
+      call.response_schema = schema;
+      EXPECT_EQ(allocations_while_streaming(model, call), 0) << threads << schema;
     }
   }
+}
+
+TEST_F(LoadedModelTest, AllocationsOfCallbacksAreCounted) {
+  const LoadedModel model = LoadedModel::load(file_);
+  CallRequest call = request("WAKE ME");
+  call.calls.min_calls = 1;
+  std::vector<std::unique_ptr<int>> kept;
+  call.cancelled = [&] { return kept.emplace_back(new int(0)) == nullptr; };
+  EXPECT_GT(allocations_while_streaming(model, call), 0);
 }
 
 #if defined(__linux__)
