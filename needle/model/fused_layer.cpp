@@ -17,12 +17,12 @@ using torch::autograd::variable_list;
 
 torch::Tensor rows_of(const torch::Tensor& x) { return x.view({-1, x.size(-1)}); }
 
-// x + sigmoid(gate) * attended W^T and its gradients; attended [N, H * D], weight and grad are
-// factors.
+// x + sigmoid(gate) * attended W^T and its gradients; attended [N, H * D].
 torch::Tensor gated_output(const torch::Tensor& x, const torch::Tensor& attended,
-                           const torch::Tensor& weight, double openness) {
+                           const torch::Tensor& weight, torch::ScalarType factors,
+                           double openness) {
   const auto result = x.clone();
-  product_into(rows_of(result), attended, weight.t(), openness, 1.0);
+  product_into(rows_of(result), attended, weight.t(), factors, openness, 1.0);
   return result;
 }
 
@@ -33,9 +33,10 @@ struct OutputGrad {
 };
 
 OutputGrad gated_output_backward(const torch::Tensor& grad, const torch::Tensor& attended,
-                                 const torch::Tensor& weight, double openness) {
-  OutputGrad result{.attended = product(grad, weight, openness),
-                    .weight = product(grad.t(), attended, openness),
+                                 const torch::Tensor& weight, torch::ScalarType factors,
+                                 double openness) {
+  OutputGrad result{.attended = product(grad, weight, factors, openness),
+                    .weight = product(grad.t(), attended, factors, openness),
                     .gate = {}};
   // The sum over grad * (attended W^T) is that over (grad^T attended) * W.
   result.gate =
@@ -54,9 +55,11 @@ struct LayerConstants {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;  // of the product: 0 for cross-attention
   bool recompute = false;     // keep the inputs alone and go forward again before going backward
+  torch::ScalarType factors = torch::kFloat32;
 
-  torch::Tensor factor(const torch::Tensor& matrix) const {
-    return as_factor(matrix, in_weight.scalar_type());
+  torch::Tensor factor(const torch::Tensor& matrix) const { return as_factor(matrix, factors); }
+  torch::Tensor passing(const torch::Tensor& matrix) const {
+    return as_passing_factor(matrix, factors);
   }
 };
 
@@ -93,15 +96,15 @@ Inner inner_of(const torch::Tensor& x, const torch::Tensor& norm_scale,
   const Normed normed = norm_rows(x, norm_scale);
   inner.normed = layer.factor(normed.rows);
   inner.inverse_rms = normed.inverse_rms;
-  inner.projected = product(inner.normed, layer.in_weight.t());
+  inner.projected = product(inner.normed, layer.in_weight.t(), layer.factors);
   inner.heads = make_heads(head_source(inner.projected, x, q_scale, k_scale, layer));
   if (layer.kv_heads == 0) {
     inner.heads.k = context.keys;
     inner.heads.v = context.values;
   }
   const HeadAttention attention =
-      head_attention(inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
-  inner.attended = layer.factor(rows_of(attention.attended));
+      head_attention(inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges, layer.factors);
+  inner.attended = rows_of(attention.attended);
   inner.weights = attention.weights;
   return inner;
 }
@@ -146,7 +149,8 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
     context->saved_data["causal"] = layer->ranges.causal;
     context->saved_data["heads"] = layer->heads;
     context->saved_data["kv_heads"] = layer->kv_heads;
-    return gated_output(x, inner.attended, layer->out_weight, openness);
+    context->saved_data["factors"] = static_cast<std::int64_t>(layer->factors);
+    return gated_output(x, inner.attended, layer->out_weight, layer->factors, openness);
   }
 
   static variable_list backward(AutogradContext* context, variable_list outer) {
@@ -159,14 +163,16 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
                                .sin = saved[9],
                                .ranges = {.table = saved[10], .causal = data["causal"].toBool()},
                                .heads = data["heads"].toInt(),
-                               .kv_heads = data["kv_heads"].toInt()};
+                               .kv_heads = data["kv_heads"].toInt(),
+                               .factors = static_cast<torch::ScalarType>(data["factors"].toInt())};
     const Inner inner = saved.size() > kInputs
                             ? kept(saved)
                             : inner_of(x, norm_scale, q_scale, k_scale,
                                        {.keys = saved[1], .values = saved[2]}, layer);
     const auto grad = rows_of(outer[0].contiguous());
-    const OutputGrad output = gated_output_backward(layer.factor(grad), inner.attended,
-                                                    layer.out_weight, data["openness"].toDouble());
+    const OutputGrad output =
+        gated_output_backward(layer.passing(grad), inner.attended, layer.out_weight, layer.factors,
+                              data["openness"].toDouble());
     const HeadAttentionGrad heads = head_attention_backward(
         output.attended, inner.weights, inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
     const bool self = layer.kv_heads > 0;
@@ -176,14 +182,15 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
         head_source(inner.projected, x, q_scale, k_scale, layer),
         {.q = heads.q, .k = self ? heads.k : none, .v = self ? heads.v : none, .inverse_rms = none},
         inner.heads.inverse_rms, projected_grad);
-    const auto projected_factor = layer.factor(projected_grad);
-    const NormGrad input = norm_rows_backward(x, norm_scale, inner.inverse_rms,
-                                              product(projected_factor, layer.in_weight), grad);
+    const auto projected_factor = layer.passing(projected_grad);
+    const NormGrad input =
+        norm_rows_backward(x, norm_scale, inner.inverse_rms,
+                           product(projected_factor, layer.in_weight, layer.factors), grad);
     return {input.x.view(x.sizes()),
             self ? none : heads.k,
             self ? none : heads.v,
             input.scale,
-            product(projected_factor.t(), inner.normed),
+            product(projected_factor.t(), inner.normed, layer.factors),
             scales.q,
             self ? scales.k : none,
             output.weight,
@@ -210,10 +217,11 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
  public:
   static variable_list forward(AutogradContext* context, const torch::Tensor& encoder_out,
                                const torch::Tensor& weight, const torch::Tensor& k_scales,
-                               const torch::Tensor& value, std::int64_t kv_heads) {
+                               const torch::Tensor& value, std::int64_t kv_heads,
+                               torch::ScalarType factors) {
     (void)weight;
-    const auto source = as_factor(rows_of(encoder_out), value.scalar_type());  // [N, d]
-    const auto projected = product(source, value.t());  // [N, layers * 2 K D]
+    const auto source = as_factor(rows_of(encoder_out), factors);  // [N, d]
+    const auto projected = product(source, value.t(), factors);    // [N, layers * 2 K D]
     variable_list saved{encoder_out, k_scales, value, projected, source};
     variable_list results;
     for (std::int64_t i = 0; i < k_scales.size(0); ++i) {
@@ -223,6 +231,7 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
     }
     context->save_for_backward(std::move(saved));
     context->saved_data["kv_heads"] = kv_heads;
+    context->saved_data["factors"] = static_cast<std::int64_t>(factors);
     return results;
   }
 
@@ -248,9 +257,14 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
                                                 saved[5 + static_cast<std::size_t>(i)], columns)
                                 .k);
     }
-    const auto factor = as_factor(projected_grad, value.scalar_type());
-    return {product(factor, value).view(encoder_out.sizes()), product(factor.t(), saved[4]),
-            torch::stack(scale_grads), torch::Tensor(), torch::Tensor()};
+    const auto factors = static_cast<torch::ScalarType>(context->saved_data["factors"].toInt());
+    const auto factor = as_passing_factor(projected_grad, factors);
+    return {product(factor, value, factors).view(encoder_out.sizes()),
+            product(factor.t(), saved[4], factors),
+            torch::stack(scale_grads),
+            torch::Tensor(),
+            torch::Tensor(),
+            torch::Tensor()};
   }
 
  private:
@@ -293,7 +307,7 @@ class Norm : public torch::autograd::Function<Norm> {
 // The weights as they enter the products, without history.
 torch::Tensor value_of(KernelLinear& linear, torch::ScalarType dtype) {
   const torch::NoGradGuard no_grad;
-  return as_factor(linear->weight_path(linear->weight, torch::kFloat32).detach(), dtype);
+  return as_passing_factor(linear->weight_path(linear->weight, torch::kFloat32).detach(), dtype);
 }
 
 // One matrix of several: what gradients go to, and the values in the product.
@@ -310,7 +324,7 @@ Stacked stack_weights(const std::vector<KernelLinear*>& linears, torch::ScalarTy
     quantized = quantized || (*linear)->weight_path.mode() != FakeQuant::kNone;
   }
   const auto parameter = torch::cat(parameters);
-  const bool as_they_are = !quantized && dtype == torch::kFloat32;
+  const bool as_they_are = !quantized && values.front().scalar_type() == torch::kFloat32;
   return {.parameter = parameter, .value = as_they_are ? parameter.detach() : torch::cat(values)};
 }
 
@@ -336,7 +350,8 @@ torch::Tensor fused_self_attention(GatedSelfAttentionImpl& layer, const torch::T
                                  .ranges = mask.ranges(),
                                  .heads = attention.q_proj->weight.size(0) / dim,
                                  .kv_heads = attention.k_proj->weight.size(0) / dim,
-                                 .recompute = mask.layers().recompute};
+                                 .recompute = mask.layers().recompute,
+                                 .factors = mask.layers().factors};
   const std::optional<torch::Tensor> none, k_scale = attention.k_norm->scale;
   return GatedAttention::apply(x.contiguous(), none, none, layer.norm->scale, in.parameter,
                                attention.q_norm->scale, k_scale, attention.out_proj->weight,
@@ -354,7 +369,8 @@ torch::Tensor fused_cross_attention(GatedCrossAttentionImpl& layer, const torch:
       .sin = {},
       .ranges = mask.ranges(),
       .heads = attention.q_proj->weight.size(0) / attention.q_norm->scale.size(0),
-      .recompute = mask.layers().recompute};
+      .recompute = mask.layers().recompute,
+      .factors = mask.layers().factors};
   const std::optional<torch::Tensor> none, keys = context.keys, values = context.values;
   return GatedAttention::apply(x.contiguous(), keys, values, layer.norm->scale,
                                attention.q_proj->weight, attention.q_norm->scale, none,
@@ -375,7 +391,7 @@ std::vector<KeyValues> fused_cross_keys_values(std::vector<Attention> layers,
   const auto k_scales = torch::stack(scales);  // [layers, D]
   const auto kv_heads = layers.front()->k_proj->weight.size(0) / k_scales.size(1);
   const variable_list heads = CrossKeysValues::apply(encoder_out.contiguous(), weights.parameter,
-                                                     k_scales, weights.value, kv_heads);
+                                                     k_scales, weights.value, kv_heads, factors);
   std::vector<KeyValues> result;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     result.push_back({.keys = heads[2 * i], .values = heads[2 * i + 1]});

@@ -9,6 +9,8 @@
 #include "needle/core/error.h"
 #include "needle/model/blas.h"
 #include "needle/model/kernels/kernels.h"
+#include "needle/model/product.h"
+#include "needle/model/tile_heads.h"
 
 namespace needle {
 namespace {
@@ -106,7 +108,8 @@ void forward_head(const HeadTask& task, const RowKernels& kernels, float* weight
 }
 
 // A range without keys: everybody sees the mean of the whole row's values.
-void mean_of_values(const Problem& problem, const HeadRange& range, const float* v, float* out) {
+template <typename Value>
+void mean_of_values(const Problem& problem, const HeadRange& range, const float* v, Value* out) {
   std::vector<float> mean(static_cast<std::size_t>(problem.D), 0.0F);
   for (std::int64_t s = 0; s < problem.S; ++s) {
     for (std::int64_t i = 0; i < problem.D; ++i) {
@@ -116,7 +119,7 @@ void mean_of_values(const Problem& problem, const HeadRange& range, const float*
   for (std::int64_t t = 0; t < range.queries; ++t) {
     for (std::int64_t i = 0; i < problem.D; ++i) {
       out[t * problem.H * problem.D + i] =
-          mean[static_cast<std::size_t>(i)] / static_cast<float>(problem.S);
+          static_cast<Value>(mean[static_cast<std::size_t>(i)] / static_cast<float>(problem.S));
     }
   }
 }
@@ -136,14 +139,8 @@ void mean_of_values_backward(const Problem& problem, const HeadRange& range, con
   }
 }
 
-struct HeadGrads {
-  float* q;
-  float* k;  // added to, as v
-  float* v;
-};
-
 void backward_head(const HeadTask& task, const RowKernels& kernels, const float* weights,
-                   const float* grad, const HeadGrads& grads, float* scratch) {
+                   const float* grad, const TileHeadGrads& grads, float* scratch) {
   const std::int64_t H = task.problem.H, D = task.problem.D, keys = task.range.keys;
   const float scale = task.problem.scale;
   for (std::int64_t first = 0; first < task.blocks_end(); first += kBlockRows) {
@@ -160,14 +157,72 @@ void backward_head(const HeadTask& task, const RowKernels& kernels, const float*
   }
 }
 
+std::uint16_t* bits_of(at::BFloat16* values) { return reinterpret_cast<std::uint16_t*>(values); }
+const std::uint16_t* bits_of(const at::BFloat16* values) {
+  return reinterpret_cast<const std::uint16_t*>(values);
+}
+
+TileKeys keys_of(const Problem& problem, const HeadRange& range, const float* k, const float* v) {
+  return {.k = k + range.first_key * problem.D,
+          .v = v + range.first_key * problem.D,
+          .keys = range.keys,
+          .dim = problem.D,
+          .scale = problem.scale,
+          .causal = problem.causal};
+}
+
+TileQueries queries_of(const Problem& problem, const HeadRange& range, const float* q) {
+  return {.q = q, .queries = range.queries, .out_stride = problem.H * problem.D};
+}
+
+// The key/value heads of all rows, each with its query heads by one thread.
+void tiled_forward(const Problem& problem, const torch::Tensor& q, const torch::Tensor& k,
+                   const torch::Tensor& v, const HeadAttention& result) {
+  const std::int64_t H = problem.H, K = problem.K, T = problem.T, S = problem.S, D = problem.D;
+  const auto* q_data = q.const_data_ptr<float>();
+  const auto* k_data = k.const_data_ptr<float>();
+  const auto* v_data = v.const_data_ptr<float>();
+  auto* out = result.attended.data_ptr<at::BFloat16>();
+  auto* weights = result.weights.data_ptr<at::BFloat16>();
+  at::parallel_for(0, problem.B * K, 1, [&](std::int64_t first, std::int64_t last) {
+    TileHeads heads(row_kernels());
+    for (std::int64_t kv = first; kv < last; ++kv) {
+      const std::int64_t b = kv / K, first_head = kv % K * problem.group();
+      for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+        if (range.keys > 0) {
+          heads.take_forward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+        }
+        for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
+          auto* range_out = out + (b * T + range.first_query) * H * D + h * D;
+          if (range.keys == 0) {
+            mean_of_values(problem, range, v_data + kv * S * D, range_out);
+            continue;
+          }
+          auto* range_weights = weights + range.weights + h * range.queries * range.keys;
+          heads.forward(
+              queries_of(problem, range, q_data + ((b * H + h) * T + range.first_query) * D),
+              bits_of(range_weights), bits_of(range_out));
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 HeadAttention head_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                             const AttentionRanges& ranges) {
+                             const AttentionRanges& ranges, torch::ScalarType factors) {
   check_heads(q, k, v);
   const Problem problem = make_problem(q, k, ranges);
   const std::int64_t B = problem.B, H = problem.H, K = problem.K, T = problem.T, S = problem.S,
                      D = problem.D;
+  if (factors == torch::kBFloat16 && has_tile_products()) {
+    const auto options = q.options().dtype(torch::kBFloat16);
+    HeadAttention rounded{.attended = torch::empty({B, T, H * D}, options),
+                          .weights = torch::empty({problem.weight_count}, options)};
+    tiled_forward(problem, q, k, v, rounded);
+    return rounded;
+  }
   HeadAttention result{.attended = torch::empty({B, T, H * D}, q.options()),
                        .weights = torch::empty({problem.weight_count}, q.options())};
   const RowKernels& kernels = row_kernels();
@@ -193,6 +248,7 @@ HeadAttention head_attention(const torch::Tensor& q, const torch::Tensor& k, con
       }
     }
   });
+  result.attended = as_factor(result.attended, factors);
   return result;
 }
 
@@ -208,24 +264,27 @@ HeadAttentionGrad head_attention_backward(const torch::Tensor& attended_grad,
                            .q = torch::empty_like(q),
                            .k = torch::zeros_like(k),
                            .v = torch::zeros_like(v)};
+  const bool tiled = weights.scalar_type() == torch::kBFloat16;
   const RowKernels& kernels = row_kernels();
   const auto* q_data = q.const_data_ptr<float>();
   const auto* k_data = k.const_data_ptr<float>();
   const auto* v_data = v.const_data_ptr<float>();
   const auto* grad = attended_grad.const_data_ptr<float>();
-  const auto* p = weights.const_data_ptr<float>();
   auto* q_grad = result.q.data_ptr<float>();
   auto* k_grad = result.k.data_ptr<float>();
   auto* v_grad = result.v.data_ptr<float>();
   const std::int64_t most_keys = problem.most_keys();
   // A key/value head's gradient is the sum over its query heads and ranges: one thread takes all.
   at::parallel_for(0, B * K, 1, [&](std::int64_t first, std::int64_t last) {
-    std::vector<float> scratch(static_cast<std::size_t>(kBlockRows * most_keys));
+    TileHeads heads(kernels);
+    std::vector<float> scratch(tiled ? 0 : static_cast<std::size_t>(kBlockRows * most_keys));
     for (std::int64_t kv = first; kv < last; ++kv) {
-      const std::int64_t b = kv / K;
-      for (std::int64_t g = 0; g < problem.group(); ++g) {
-        const std::int64_t h = kv % K * problem.group() + g;
-        for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+      const std::int64_t b = kv / K, first_head = kv % K * problem.group();
+      for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+        if (tiled && range.keys > 0) {
+          heads.take_backward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+        }
+        for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
           const auto* range_grad = grad + (b * T + range.first_query) * H * D + h * D;
           const std::int64_t query = ((b * H + h) * T + range.first_query) * D;
           if (range.keys == 0) {
@@ -234,9 +293,17 @@ HeadAttentionGrad head_attention_backward(const torch::Tensor& attended_grad,
             continue;
           }
           const std::int64_t key = (kv * S + range.first_key) * D;
-          backward_head({problem, range, q_data + query, k_data + key, v_data + key}, kernels,
-                        p + range.weights + h * range.queries * range.keys, range_grad,
-                        {q_grad + query, k_grad + key, v_grad + key}, scratch.data());
+          const std::int64_t place = range.weights + h * range.queries * range.keys;
+          const TileHeadGrads grads{q_grad + query, k_grad + key, v_grad + key};
+          if (tiled) {
+            heads.backward(queries_of(problem, range, q_data + query),
+                           bits_of(weights.const_data_ptr<at::BFloat16>()) + place, range_grad,
+                           grads);
+          } else {
+            backward_head({problem, range, q_data + query, k_data + key, v_data + key}, kernels,
+                          weights.const_data_ptr<float>() + place, range_grad, grads,
+                          scratch.data());
+          }
         }
       }
     }

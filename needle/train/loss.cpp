@@ -80,23 +80,24 @@ class TiedTokenLoss : public torch::autograd::Function<TiedTokenLoss> {
       embedding_grad = torch::zeros_like(embedding);
     }
     const bool on_host = embedding.device().is_cpu();
-    const auto embedding_factor = on_host ? as_factor(embedding, factors) : embedding;
+    const auto embedding_factor = on_host ? as_passing_factor(embedding, factors) : embedding;
     for (std::int64_t start = 0; start < n; start += block_rows) {
       const auto rows = std::min(block_rows, n - start);
       const auto x = hidden.narrow(0, start, rows).to(torch::kFloat32);  // [rows, d]
       const auto ids = target.narrow(0, start, rows).unsqueeze(1);       // [rows, 1]
       const auto weight = row_weight.narrow(0, start, rows).unsqueeze(1);
       if (on_host) {
-        const auto x_factor = as_factor(x, factors);
-        auto logits = product(x_factor, embedding_factor.t());  // [rows, V]
+        const auto x_factor = as_passing_factor(x, factors);
+        auto logits = product(x_factor, embedding_factor.t(), factors);  // [rows, V]
         const BlockLoss loss = host_block_loss(logits, target.narrow(0, start, rows),
                                                row_weight.narrow(0, start, rows), z_weight);
         cross_entropy += loss.cross_entropy;
         z += loss.z;
         if (with_gradient) {
-          const auto logits_grad = as_factor(logits, factors);
-          product_into(hidden_grad.narrow(0, start, rows), logits_grad, embedding_factor, 1.0, 0.0);
-          product_into(embedding_grad, logits_grad.t(), x_factor, 1.0, 1.0);
+          const auto logits_grad = as_passing_factor(logits, factors);
+          product_into(hidden_grad.narrow(0, start, rows), logits_grad, embedding_factor, factors,
+                       1.0, 0.0);
+          product_into(embedding_grad, logits_grad.t(), x_factor, factors, 1.0, 1.0);
         }
         continue;
       }

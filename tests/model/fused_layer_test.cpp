@@ -1,5 +1,6 @@
 #include "needle/model/fused_layer.h"
 
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -99,6 +100,38 @@ TEST(HeadAttentionTest, LongRowsEqualTheSpecificationWithTheirGradients) {
     EXPECT_LT(largest_difference(grads.k, k.grad()), 2e-5);
     EXPECT_LT(largest_difference(grads.v, v.grad()), 2e-5);
     EXPECT_GT(grads.k.abs().max().item<double>(), 0.1);
+  }
+}
+
+// Factors of bfloat16 are off by 2^-9 at most, each. A score is a sum of D products of unit size
+// over the root of D, so it moves by about 2^-9 * 2; a weight by that, and by its own rounding.
+// What it attends to is a mean of values below 4, so it moves by less than 4 * 2^-9 * 4 = 0.03, a
+// gradient by that for each of the few keys or queries that carry it.
+TEST(HeadAttentionTest, Bfloat16FactorsStayNear) {
+  torch::manual_seed(1);
+  for (const bool causal : {false, true}) {
+    for (const auto& [length, dim] : {std::pair{300, 10}, {64, 64}, {5, 32}}) {
+      const auto q = torch::randn({2, 4, length, dim}), k = torch::randn({2, 2, length, dim}),
+                 v = torch::randn({2, 2, length, dim});
+      auto tokens = torch::ones({2, length}, torch::kInt64);
+      tokens[1].narrow(0, length / 2, length - length / 2).zero_();
+      const auto ranges = *padding_ranges(length, tokens, 0, causal);
+      const HeadAttention exact = head_attention(q, k, v, ranges);
+      const HeadAttention rounded = head_attention(q, k, v, ranges, torch::kBFloat16);
+      EXPECT_EQ(rounded.attended.scalar_type(), torch::kBFloat16);
+      EXPECT_LT(largest_difference(rounded.attended, exact.attended), 0.03);
+      EXPECT_GT(largest_difference(rounded.attended, exact.attended), 1e-4);
+      EXPECT_GT(exact.attended.abs().max().item<double>(), 1.0);
+      const auto grad = torch::randn(exact.attended.sizes());
+      const HeadAttentionGrad wanted =
+          head_attention_backward(grad, exact.weights, q, k, v, ranges);
+      const HeadAttentionGrad got = head_attention_backward(grad, rounded.weights, q, k, v, ranges);
+      for (const auto& [near, far] :
+           {std::pair{got.q, wanted.q}, {got.k, wanted.k}, {got.v, wanted.v}}) {
+        EXPECT_LT(largest_difference(near, far), 0.02 * far.abs().max().item<double>());
+        EXPECT_LT((near - far).norm().item<double>(), 0.008 * far.norm().item<double>());
+      }
+    }
   }
 }
 

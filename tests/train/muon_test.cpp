@@ -7,6 +7,7 @@
 #include "needle/core/error.h"
 #include "needle/model/blas.h"
 #include "needle/model/kernels/half_product.h"
+#include "needle/model/kernels/tile_product.h"
 
 #include "tests/train/golden_case.h"
 
@@ -76,9 +77,9 @@ TEST(OrthogonalizeTest, AutoIsTheFastestOfTheCpu) {
   const auto of = [&](NewtonSchulzDtype dtype) {
     return orthogonalize({gradient}, {.dtype = dtype}).front();
   };
-  const auto fastest = has_rounded_products() ? NewtonSchulzDtype::kBfloat16
-                       : has_half_products()  ? NewtonSchulzDtype::kFloat16
-                                              : NewtonSchulzDtype::kFloat32;
+  const auto fastest = has_tile_products() || has_rounded_products() ? NewtonSchulzDtype::kBfloat16
+                       : has_half_products()                         ? NewtonSchulzDtype::kFloat16
+                                                                     : NewtonSchulzDtype::kFloat32;
   EXPECT_EQ(largest(of(NewtonSchulzDtype::kAuto) - of(fastest)), 0.0);
 }
 

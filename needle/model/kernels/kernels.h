@@ -65,12 +65,14 @@ struct NormBackward {
 };
 
 // Scores of one head: row i of `rows` rows, `keys` columns, row after row. Causal: row i sees
-// columns 0 .. first_row + i.
+// columns 0 .. first_row + i. `scale`, above 0, is that of scores which are not multiplied by it
+// yet, and of their gradient.
 struct ScoreBlock {
   std::int64_t rows = 0;
   std::int64_t keys = 0;
   bool causal = false;
   std::int64_t first_row = 0;
+  float scale = 1.0F;
 };
 
 // Cross-entropy and z-loss of rows of logits (train/loss.h).
