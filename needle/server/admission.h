@@ -1,25 +1,39 @@
-// How many requests run at once and how many may wait: a counter with a queue in order of arrival.
+// How many requests run at once and how many may wait, in order of arrival.
 #pragma once
 
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <deque>
+#include <exception>
 #include <functional>
-#include <list>
+#include <memory>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 namespace needle {
 
-// Thread-safe. The caller's own thread does the work: no hand-over, and the time between two
-// requests is one wake-up.
+// Thread-safe. While nobody waits, the caller's own thread does the work: no hand-over. Work that
+// had to wait is done by threads of the admission's own, one a place, which go from one to the next
+// without sleeping: a thread that is woken for its turn leaves a core idle until it comes.
 class Admission {
  public:
   using Clock = std::chrono::steady_clock;
   enum class Outcome { kAdmitted, kFull, kLate, kGone, kClosed };
 
   Admission(std::size_t running, std::size_t waiting);
+  ~Admission();  // nobody may be inside
+  Admission(const Admission&) = delete;
+  Admission& operator=(const Admission&) = delete;
 
-  // Leave to run; given back at the end of the scope.
+  // Waits for its turn, at most until `deadline`; asks `gone` ten times a second until then.
+  // Returns at once with kFull if as many as may wait are waiting. kAdmitted: `work` was done; what
+  // it throws comes out here.
+  Outcome run(Clock::time_point deadline, const std::function<bool()>& gone,
+              const std::function<void()>& work);
+
+  // Leave to run on the caller's own thread; given back at the end of the scope.
   class Ticket {
    public:
     Ticket() = default;
@@ -34,8 +48,7 @@ class Admission {
     Outcome outcome_ = Outcome::kClosed;
   };
 
-  // Waits for its turn, at most until `deadline`; asks `gone` ten times a second. Returns at once
-  // with kFull if as many as may wait are waiting.
+  // The same for work that the caller does later, in pieces.
   Ticket enter(Clock::time_point deadline, const std::function<bool()>& gone);
 
   // Nobody enters any more; those who wait are turned away.
@@ -45,14 +58,30 @@ class Admission {
   std::size_t waiting() const;
 
  private:
+  struct Entry {
+    const std::function<void()>* work = nullptr;  // of who waits; none: its own thread runs
+    bool admitted = false;
+    bool done = false;
+    std::exception_ptr error;
+    std::condition_variable changed;
+  };
+
+  // Takes a free place, or waits for one in the queue.
+  Outcome wait(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Entry>& entry,
+               Clock::time_point deadline, const std::function<bool()>& gone);
   void leave();
+  void admit_own_threads();
+  void do_waiting_work();
 
   const std::size_t most_running_;
   const std::size_t most_waiting_;
   mutable std::mutex mutex_;
-  std::list<std::condition_variable> queue_;  // one for each who waits, first come first
+  std::deque<std::shared_ptr<Entry>> queue_;
+  std::condition_variable has_work_;
   std::size_t running_ = 0;
   bool closed_ = false;
+  bool over_ = false;
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace needle

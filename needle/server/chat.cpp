@@ -112,22 +112,27 @@ HttpReply Service::chat(const HttpRequest& http) {
                 .created = std::time(nullptr),
                 .fingerprint = "needle_" + work->served->fingerprint};
   const auto queued = Clock::now();
-  work->ticket = enter(http, work->deadline);
-  work->times.queue_ms = std::chrono::duration<double, std::milli>(Clock::now() - queued).count();
-  if (from_shelf && !work->request.answer_nothing) {
-    CallRequest& call = work->request.call;
-    call.tools_json =
-        options_.shelf->fitting(*work->served, call.query, call.tools_json).tools_json;
-  }
-  check_fit(*work->served, work->request);
-
+  const auto begin = [&] {
+    work->times.queue_ms = std::chrono::duration<double, std::milli>(Clock::now() - queued).count();
+    if (from_shelf && !work->request.answer_nothing) {
+      CallRequest& call = work->request.call;
+      call.tools_json =
+          options_.shelf->fitting(*work->served, call.query, call.tools_json).tools_json;
+    }
+    check_fit(*work->served, work->request);
+  };
   if (!work->request.stream) {
-    const CallResult result = work->run(metrics_, {});
-    work->ticket = {};
+    CallResult result;
+    run_in_turn(http, work->deadline, [&] {
+      begin();
+      result = work->run(metrics_, {});
+    });
     return {.body = write_compact(completion_json(work->head, work->request, result, work->times,
                                                   &work->served->model.tokenizer()),
                                   JsonEscapes::kUtf8)};
   }
+  work->ticket = enter(http, work->deadline);
+  begin();
   HttpReply reply{.content_type = "text/event-stream"};
   reply.headers["Cache-Control"] = "no-store";
   reply.stream = [this, work](const HttpReply::Write& write) {

@@ -208,9 +208,19 @@ HttpReply Service::dispatch(const HttpRequest& request) {
 Admission::Ticket Service::enter(const HttpRequest& request,
                                  Admission::Clock::time_point deadline) {
   Admission::Ticket ticket = admission_.enter(deadline, request.client_gone);
-  switch (ticket.outcome()) {
+  check_admitted(ticket.outcome());
+  return ticket;
+}
+
+void Service::run_in_turn(const HttpRequest& request, Admission::Clock::time_point deadline,
+                          const std::function<void()>& work) {
+  check_admitted(admission_.run(deadline, request.client_gone, work));
+}
+
+void Service::check_admitted(Admission::Outcome outcome) {
+  switch (outcome) {
     case Admission::Outcome::kAdmitted:
-      return ticket;
+      return;
     case Admission::Outcome::kFull: {
       ApiError error(429,
                      format("{} requests are waiting already; try again later", options_.waiting),

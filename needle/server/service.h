@@ -71,6 +71,10 @@ class Service {
   // Waits for its turn. Throws ApiError 429 with Retry-After, 503, 504, or 499 for a client that
   // went away.
   Admission::Ticket enter(const HttpRequest& request, Admission::Clock::time_point deadline);
+  // The same, then does `work`, which may run on another thread while this one waits.
+  void run_in_turn(const HttpRequest& request, Admission::Clock::time_point deadline,
+                   const std::function<void()>& work);
+  void check_admitted(Admission::Outcome outcome);
 
   ModelStore& models_;
   ServiceOptions options_;
