@@ -208,7 +208,7 @@ std::vector<Metric> measure_kernels(const runtime::Model& model, std::int64_t re
   std::vector<float> x(static_cast<std::size_t>(kRows * matrix.in()), 0.5f);
   std::vector<float> y(static_cast<std::size_t>(kRows * model.embedding.out()));
   const runtime::Machine machine{.kernels = &kernels};
-  runtime::Int8Buffer buffer(kRows, matrix.in());
+  runtime::Int8Buffer buffer(runtime::Numerics::kInt8, kRows, matrix.in());
   runtime::ConstInt8Rows codes =
       buffer.quantize(machine, {x.data(), kRows, matrix.in()}, matrix.in());
   const auto product = [&](const runtime::Matrix& by, std::int64_t rows, std::int64_t times) {

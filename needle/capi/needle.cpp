@@ -216,8 +216,9 @@ needle::runtime::LoadOptions load_options(const needle_load_options* options) {
   }
   return {.threads = options->threads,
           .verify_checksums = options->skip_checksums == 0,
-          .numerics = options->float_numerics != 0 ? needle::runtime::Numerics::kFloat
-                                                   : needle::runtime::Numerics::kInt8};
+          .numerics = options->float_numerics == 0   ? needle::runtime::Numerics::kInt8
+                      : options->float_numerics == 2 ? needle::runtime::Numerics::kInt16
+                                                     : needle::runtime::Numerics::kFloat};
 }
 
 needle_status take_model(needle::runtime::LoadedModel loaded, needle_model*& model) {

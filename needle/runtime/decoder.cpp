@@ -42,7 +42,7 @@ DecoderBuffers::DecoderBuffers(const Machine& machine, const Model& model, std::
         floats(std::max(config.num_heads / config.num_kv_heads * padded(attended_positions),
                         attention_scratch(attended_positions,
                                           std::max(rows, config.num_heads / config.num_kv_heads))));
-    own.codes = Int8Buffer(rows, std::max(config.d_model, hidden_width(config)));
+    own.codes = Int8Buffer(model.numerics, rows, std::max(config.d_model, hidden_width(config)));
   }
 }
 
@@ -152,7 +152,7 @@ class DecoderPass {
       return;
     }
     if (matrix.is_int4()) {
-      kernels_.multiply_int4(matrix.int4(), x.codes, y, begin, end);
+      multiply_int4(kernels_, matrix.int4(), x, y, begin, end);
       return;
     }
     // A row at a time: float sums of several at once would round otherwise.

@@ -53,7 +53,7 @@ class EncoderPass {
       own.hidden = floats(rows * width);
       own.up = floats(rows * width);
       own.scores = floats(int_attention_ ? attention_scratch(count_, rows) : rows * padded(count_));
-      own.codes = Int8Buffer(rows, std::max(config_.d_model, width));
+      own.codes = Int8Buffer(model.numerics, rows, std::max(config_.d_model, width));
     }
   }
 
@@ -256,7 +256,7 @@ std::vector<float> embed(const Machine& machine, const Model& model,
   }
   std::vector<float> hidden(model.contrastive_bias.size());
   std::vector<float> embedding(static_cast<std::size_t>(config.contrastive_dim));
-  Int8Buffer codes(1, config.d_model);
+  Int8Buffer codes(model.numerics, 1, config.d_model);
   const auto row = [&](const std::vector<float>& values) {
     return prepare(machine, model, {values.data(), 1, std::ssize(values)}, std::ssize(values),
                    codes);

@@ -49,7 +49,7 @@ IntKeyValues IntKvCache::head(std::int64_t kv_head) const noexcept {
 }
 
 bool uses_int_attention(const Kernels& kernels, const Model& model, std::int64_t positions) {
-  return model.numerics == Numerics::kInt8 && kernels.attend != nullptr &&
+  return model.numerics != Numerics::kFloat && kernels.attend != nullptr &&
          IntKvCache::fits(model.config, positions);
 }
 

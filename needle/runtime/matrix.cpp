@@ -41,7 +41,7 @@ Int4Matrix view_int4(const MatrixView& stored) {
 
 Matrix::Matrix(const MatrixView& stored, Numerics numerics) : in_(stored.cols), out_(stored.rows) {
   const std::int64_t panels = row_blocks(out_);
-  if (numerics == Numerics::kInt8 && stored.encoding == WeightEncoding::kInt4 &&
+  if (numerics != Numerics::kFloat && stored.encoding == WeightEncoding::kInt4 &&
       in_ <= kMaxInt4Inputs) {
     int4_ = view_int4(stored);
     return;

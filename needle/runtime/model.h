@@ -21,9 +21,11 @@ namespace needle::runtime {
 //   int8: 4-bit matrices are used in the mapped file as they lie, activations in 8 bits with one
 //     scale a row, attention over the prompt in 12 bits. Integer sums are exact: the same bits for
 //     any number of threads.
-enum class Numerics { kFloat, kInt8 };
-inline constexpr EnumNames<Numerics, 2> kNumericsNames{
-    {{{Numerics::kFloat, "float"}, {Numerics::kInt8, "int8"}}}};
+//   int16: as int8, but an activation is two bytes: its code, and the code of what that leaves
+//   over.
+enum class Numerics { kFloat, kInt8, kInt16 };
+inline constexpr EnumNames<Numerics, 3> kNumericsNames{
+    {{{Numerics::kFloat, "float"}, {Numerics::kInt8, "int8"}, {Numerics::kInt16, "int16"}}}};
 
 // y = W x for a matrix [out, in] of the file.
 class Matrix {

@@ -21,7 +21,7 @@ class CrossPass {
         count_(request.prompt_tokens),
         team_(machine, model, count_),
         states_(std::move(states)),
-        codes_(count_, config_.d_model),
+        codes_(model.numerics, count_, config_.d_model),
         k_(static_cast<std::size_t>(std::min(count_, kChunkRows) * config_.kv_dim() *
                                     static_cast<std::int64_t>(team_.threads()))),
         v_(static_cast<std::size_t>(count_ * config_.kv_dim())) {}

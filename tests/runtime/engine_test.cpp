@@ -219,7 +219,7 @@ TEST(RuntimeEngineTest, SessionsFedTogetherGiveTheBitsOfEachAlone) {
   constexpr std::size_t kSessions = 7;
   TokenSet wanted(70);
   wanted.insert(17);
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8}) {
+  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
     const auto model = model_of_wide_heads(numerics);
     for (const std::size_t threads : {1, 2}) {
       const RuntimeEngine engine(model, {.threads = threads});
@@ -305,7 +305,7 @@ TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
 TEST(RuntimeEngineTest, TokensFedTogetherGiveTheBitsOfSingleSteps) {
   const auto prompt = prompt_of(40);
   const auto answer = prompt_of(61);  // of several passes
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8}) {
+  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
     const auto model = model_of_wide_heads(numerics);
     const auto steps = run(RuntimeEngine(model), prompt, answer);
     for (const std::size_t threads : {1, 2, 3}) {
@@ -324,7 +324,7 @@ TEST(RuntimeEngineTest, TokensFedTogetherGiveTheBitsOfSingleSteps) {
 }
 
 TEST(RuntimeEngineTest, WantedLogitsHaveTheBitsOfAll) {
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8}) {
+  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
     const auto model = model_of_wide_heads(numerics);
     const auto all = run(RuntimeEngine(model), prompt_of(9), {3});
     for (const std::vector<TokenId>& ids : std::vector<std::vector<TokenId>>{
@@ -364,14 +364,19 @@ TEST(RuntimeEngineTest, IntegersStayNearTheFloatsWhateverTheThreads) {
   const auto expected = run(RuntimeEngine(model(Numerics::kFloat)), prompt, answer);
   const auto integers = model(Numerics::kInt8);
   const auto got = run(RuntimeEngine(integers), prompt, answer);
+  const auto wider = model(Numerics::kInt16);
+  const auto nearer = run(RuntimeEngine(wider), prompt, answer);
   float magnitude = 0;
   for (const float value : expected) {
     magnitude = std::max(magnitude, std::abs(value));
   }
   EXPECT_LT(largest_difference(got, expected), 0.05f * magnitude);
   EXPECT_GT(largest_difference(got, expected), 1e-5f * magnitude) << "these are no integers";
+  // What is left is what attention in 12 bits does.
+  EXPECT_LT(largest_difference(nearer, expected), 0.2f * largest_difference(got, expected));
   for (const std::size_t threads : {2, 3, 5}) {
     EXPECT_EQ(run(RuntimeEngine(integers, {.threads = threads}), prompt, answer), got) << threads;
+    EXPECT_EQ(run(RuntimeEngine(wider, {.threads = threads}), prompt, answer), nearer) << threads;
   }
 }
 

@@ -15,6 +15,7 @@
 #include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/int_kv.h"
 #include "needle/runtime/kernels/kernels.h"
+#include "needle/runtime/layers.h"
 
 namespace needle::runtime {
 namespace {
@@ -169,6 +170,61 @@ TEST(IntKernelsTest, EveryTableGivesTheSameBits) {
           ASSERT_EQ(single[static_cast<std::size_t>(out)],
                     y[static_cast<std::size_t>(row * (c.out + 2) + out)]);
         }
+      }
+    }
+  }
+}
+
+// With 16 bits an activation is off by half a step of what its code leaves over, which is half a
+// step itself: 1 / 254 of the error of 8 bits.
+TEST(IntKernelsTest, ProductsOfSixteenBitsAreNearThoseOfFloatsInEveryTable) {
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(format("{}x{} rows {}", c.in, c.out, c.rows));
+    const auto weights = random_floats(static_cast<std::size_t>(c.in * c.out), 7);
+    const auto packed = pack_matrix(WeightEncoding::kInt4, weights, c.out, c.in);
+    const auto deployed = unpack_matrix(
+        {.encoding = WeightEncoding::kInt4, .rows = c.out, .cols = c.in, .bytes = packed});
+    const Int4Matrix w = view_of(packed, c.out, c.in);
+    const std::int64_t x_stride = c.in + 3;
+    const auto values = random_floats(static_cast<std::size_t>(c.rows * x_stride), 8);
+    const std::int64_t stride = c.out + 2;
+    std::vector<float> expected;
+    for (const Kernels* kernels : tables()) {
+      SCOPED_TRACE(kernels->name);
+      const Machine machine{.kernels = kernels};
+      const ConstRows x{values.data(), c.rows, x_stride};
+      Int8Buffer buffer(Numerics::kInt16, c.rows, c.in);
+      const Activations rows{.x = x, .in = c.in, .codes = buffer.quantize(machine, x, c.in)};
+      for (std::int64_t split = 0; split <= row_blocks(c.out); ++split) {
+        std::vector<float> y(static_cast<std::size_t>(c.rows * stride), 77.0f);
+        multiply_int4(*kernels, w, rows, {y.data(), c.rows, stride}, split, row_blocks(c.out));
+        multiply_int4(*kernels, w, rows, {y.data(), c.rows, stride}, 0, split);
+        expected = expected.empty() ? y : expected;
+        ASSERT_EQ(y, expected) << split;
+      }
+      for (std::int64_t first = 0; first < c.rows; first += 5) {  // some rows of them
+        const std::int64_t count = std::min<std::int64_t>(5, c.rows - first);
+        std::vector<float> y(static_cast<std::size_t>(count * stride), 77.0f);
+        multiply_int4(*kernels, w, part_of(rows, first, count), {y.data(), count, stride}, 0,
+                      row_blocks(c.out));
+        ASSERT_TRUE(std::equal(y.begin(), y.end(), expected.begin() + first * stride));
+      }
+    }
+    for (std::int64_t row = 0; row < c.rows; ++row) {
+      const float* const from = values.data() + row * x_stride;
+      const double largest = std::abs(*std::max_element(
+          from, from + c.in, [](float a, float b) { return std::abs(a) < std::abs(b); }));
+      for (std::int64_t out = 0; out < c.out; ++out) {
+        double sum = 0;
+        double magnitude = 0;
+        for (std::int64_t i = 0; i < c.in; ++i) {
+          const double weight = deployed[static_cast<std::size_t>(out * c.in + i)];
+          sum += weight * from[i];
+          magnitude += std::abs(weight);
+        }
+        const double step = largest / 127;
+        ASSERT_NEAR(expected[static_cast<std::size_t>(row * stride + out)], sum,
+                    0.501 * step / 254 * magnitude + 3e-7 * std::abs(sum) + 1e-7 * magnitude);
       }
     }
   }
