@@ -126,8 +126,12 @@ torch::Tensor AttentionImpl::attend(const torch::Tensor& q, const KeyValues& kv,
       break;
     case AttentionKernel::kRanges:
     case AttentionKernel::kLayers:
-      const auto dtype = kv.values.scalar_type();
-      attended = range_attention(q.to(dtype), kv.keys.to(dtype), kv.values, mask.ranges());
+      attended = range_attention(q.to(kv.values.scalar_type()), kv.keys.to(kv.values.scalar_type()),
+                                 kv.values, mask.ranges());
+      break;
+    case AttentionKernel::kSegments:
+      attended = segment_attention(q.to(kv.values.scalar_type()),
+                                   kv.keys.to(kv.values.scalar_type()), kv.values, mask.segments());
       break;
   }
   return out_proj(attended.transpose(1, 2).flatten(2));  // [B, H, T, D] -> [B, T, d]

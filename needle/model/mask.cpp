@@ -17,7 +17,7 @@ torch::Tensor segment_mask(const torch::Tensor& query_segments, const torch::Ten
 }
 
 AttentionMask::AttentionMask(const torch::Tensor& allowed, AttentionKernel kernel)
-    : kernel_(takes_ranges(kernel) ? AttentionKernel::kFused : kernel) {
+    : kernel_(kernel == AttentionKernel::kExact ? kernel : AttentionKernel::kFused) {
   if (kernel == AttentionKernel::kExact) {
     blocked_ = allowed.logical_not();
     return;

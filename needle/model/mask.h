@@ -8,6 +8,7 @@
 
 #include "needle/core/enum_names.h"
 #include "needle/model/range_attention.h"
+#include "needle/model/segment_attention.h"
 
 namespace needle {
 
@@ -20,16 +21,19 @@ torch::Tensor segment_mask(const torch::Tensor& query_segments, const torch::Ten
 enum class AttentionKernel {
   kExact,  // scores and softmax as written in the specification
   kFused,  // the library's scaled_dot_product_attention: equal within rounding, less memory, faster
-  kRanges,  // on a CPU, whole rows: own products over segments and words (range_attention.h);
-            // elsewhere as kFused
-  kLayers,  // on a CPU, no dropout: each gated attention is one function of its own over those
-            // ranges (fused_layer.h); otherwise as kRanges
+  kRanges,    // on a CPU, whole rows: own products over segments and words (range_attention.h);
+              // elsewhere as kFused
+  kLayers,    // on a CPU, no dropout: each gated attention is one function of its own over those
+              // ranges (fused_layer.h); otherwise as kRanges
+  kSegments,  // packed rows on a device with variable-length flash attention, bfloat16
+              // (segment_attention.h); elsewhere as kFused
 };
-inline constexpr EnumNames<AttentionKernel, 4> kAttentionKernelNames{
+inline constexpr EnumNames<AttentionKernel, 5> kAttentionKernelNames{
     {{{AttentionKernel::kExact, "exact"},
       {AttentionKernel::kFused, "fused"},
       {AttentionKernel::kRanges, "ranges"},
-      {AttentionKernel::kLayers, "layers"}}}};
+      {AttentionKernel::kLayers, "layers"},
+      {AttentionKernel::kSegments, "segments"}}}};
 // Works on ranges where rows have them.
 inline bool takes_ranges(AttentionKernel kernel) {
   return kernel == AttentionKernel::kRanges || kernel == AttentionKernel::kLayers;
@@ -56,9 +60,13 @@ class AttentionMask {
                          const LayerOptions& layers = {})
       : kernel_(kernel), ranges_(std::move(ranges)), layers_(layers) {}
 
+  explicit AttentionMask(SegmentOffsets segments)
+      : kernel_(AttentionKernel::kSegments), segments_(std::move(segments)) {}
+
   AttentionKernel kernel() const { return kernel_; }
   bool allows_everything() const {
-    return !takes_ranges(kernel_) && !blocked_.defined() && !bias_.defined();
+    return !takes_ranges(kernel_) && kernel_ != AttentionKernel::kSegments && !blocked_.defined() &&
+           !bias_.defined();
   }
 
   // kExact: bool, true = may not attend
@@ -66,8 +74,9 @@ class AttentionMask {
   // kFused: float32, 0 or -1e30; and bool [.., T, 1], true in a row that may attend to nothing
   const torch::Tensor& bias() const { return bias_; }
   const torch::Tensor& no_key() const { return no_key_; }
-  const AttentionRanges& ranges() const { return ranges_; }  // kRanges, kLayers
-  const LayerOptions& layers() const { return layers_; }     // kLayers
+  const AttentionRanges& ranges() const { return ranges_; }     // kRanges, kLayers
+  const LayerOptions& layers() const { return layers_; }        // kLayers
+  const SegmentOffsets& segments() const { return segments_; }  // kSegments
 
  private:
   AttentionKernel kernel_ = AttentionKernel::kExact;
@@ -76,6 +85,7 @@ class AttentionMask {
   torch::Tensor no_key_;
   AttentionRanges ranges_;
   LayerOptions layers_;
+  SegmentOffsets segments_;
 };
 
 }  // namespace needle

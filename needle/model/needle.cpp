@@ -57,6 +57,15 @@ std::optional<LayerMasks> range_masks(const ModelInput& input, std::int64_t pad_
                     AttentionMask(*cross, kernel, layers)};
 }
 
+LayerMasks segment_masks(const ModelInput& input) {
+  const auto& source = input.source_segments;
+  const auto& decoder = input.decoder_segments;
+  const std::int64_t most = input.most_segments;
+  return {AttentionMask(segment_offsets(source, source, most, /*causal=*/false)),
+          AttentionMask(segment_offsets(decoder, decoder, most, /*causal=*/true)),
+          AttentionMask(segment_offsets(decoder, source, most, /*causal=*/false))};
+}
+
 }  // namespace
 
 NeedleImpl::NeedleImpl(const ModelConfig& config, double dropout_rate)
@@ -88,6 +97,14 @@ torch::Tensor NeedleImpl::hidden(const ModelInput& input) {
       const auto encoder_out = encoder(embedding(input.source, stream_dtype()), masks->source);
       return decoder(embedding(input.decoder_in, stream_dtype()), encoder_out, masks->decoder,
                      masks->cross);
+    }
+  }
+  if (attention_kernel_ == AttentionKernel::kSegments && input.most_segments > 0) {
+    const auto source = embedding(input.source, compute_dtype_);
+    if (has_segment_attention(source)) {
+      const LayerMasks masks = segment_masks(input);
+      return decoder(embedding(input.decoder_in, compute_dtype_), encoder(source, masks.source),
+                     masks.decoder, masks.cross);
     }
   }
   const ModelMasks masks = make_masks(input, config_.pad_token_id);

@@ -25,10 +25,13 @@ namespace needle {
 
 // Token ids are int64. Undefined segments mean unpacked rows: the masks then come from the padding.
 struct ModelInput {
-  torch::Tensor source;              // [B, T]
-  torch::Tensor decoder_in;          // [B, L]
-  torch::Tensor source_segments;     // [B, T], 0 = padding
-  torch::Tensor decoder_segments;    // [B, L]
+  torch::Tensor source;            // [B, T]
+  torch::Tensor decoder_in;        // [B, L]
+  torch::Tensor source_segments;   // [B, T], 0 = padding
+  torch::Tensor decoder_segments;  // [B, L]
+  // At least the number of segments of any row, where both sides number them as segment_attention.h
+  // asks; 0: not known.
+  std::int64_t most_segments = 0;
   bool mask_decoder_padding = true;  // false when generating: causal mask alone
 };
 

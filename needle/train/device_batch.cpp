@@ -1,5 +1,6 @@
 #include "needle/train/device_batch.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -62,6 +63,21 @@ torch::Tensor pack_arrays(std::span<const HostArray> arrays, std::int64_t rows,
   return host;
 }
 
+// The largest number of a segment, if each row has them as ModelInput::most_segments asks; else 0.
+std::int64_t numbered_segments(const HostArray& array) {
+  std::int32_t most = 0;
+  for (std::size_t i = 0; i < array.values.size(); ++i) {
+    const std::int32_t now = array.values[i];
+    const bool first = static_cast<std::int64_t>(i) % array.length == 0;
+    const std::int32_t before = first ? now : array.values[i - 1];
+    if (now < 0 || (now != 0 && now < before) || (now != 0 && before == 0 && !first)) {
+      return 0;
+    }
+    most = std::max(most, now);
+  }
+  return most;
+}
+
 // Takes [rows, length] after [rows, length] from the buffer.
 class Unpacker {
  public:
@@ -96,6 +112,8 @@ PackedBatch pack_batch(const Batch& batch, const torch::Device& device, std::int
     arrays.push_back({"source_segments", batch.source_segments, batch.enc_len});
     arrays.push_back({"decoder_segments", batch.decoder_segments, batch.dec_len});
   }
+  const std::int64_t of_source = packed ? numbered_segments(arrays[3]) : 0;
+  const std::int64_t of_decoder = packed ? numbered_segments(arrays[4]) : 0;
   const bool weighted = class_weights != nullptr && !batch.classes.empty();
   std::vector<std::int32_t> weights;  // the bits of float32: they travel with the rest
   if (weighted) {
@@ -113,12 +131,17 @@ PackedBatch pack_batch(const Batch& batch, const torch::Device& device, std::int
     }
   }
 
-  return {.values = pack_arrays(arrays, batch.rows, device),
-          .layout = {.rows = batch.rows,
-                     .enc_len = batch.enc_len,
-                     .dec_len = batch.dec_len,
-                     .packed = packed,
-                     .weighted = weighted}};
+  return {
+      .values = pack_arrays(arrays, batch.rows, device),
+      .layout = {.rows = batch.rows,
+                 .enc_len = batch.enc_len,
+                 .dec_len = batch.dec_len,
+                 .packed = packed,
+                 .weighted = weighted,
+                 .most_segments = of_source > 0 && of_decoder > 0
+                                      ? std::int64_t{std::bit_ceil(static_cast<std::uint64_t>(
+                                            std::max({of_source, of_decoder, std::int64_t{8}})))}
+                                      : 0}};
 }
 
 DeviceBatch unpack_batch(const torch::Tensor& values, const BatchLayout& layout) {
@@ -130,6 +153,7 @@ DeviceBatch unpack_batch(const torch::Tensor& values, const BatchLayout& layout)
   if (layout.packed) {
     result.input.source_segments = arrays.next_ids(layout.enc_len);
     result.input.decoder_segments = arrays.next_ids(layout.dec_len);
+    result.input.most_segments = layout.most_segments;
   }
   if (layout.weighted) {
     result.weights = arrays.next(layout.dec_len).view(torch::kFloat32);

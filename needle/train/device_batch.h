@@ -31,6 +31,8 @@ struct BatchLayout {
   std::int64_t dec_len = 0;
   bool packed = false;    // has segments
   bool weighted = false;  // has weights
+  // ModelInput::most_segments: a power of two, so that few values come up.
+  std::int64_t most_segments = 0;
   auto operator<=>(const BatchLayout&) const = default;
 };
 

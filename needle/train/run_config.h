@@ -118,10 +118,12 @@ struct TrainConfig {
           "auto, cpu, cuda, cuda:1, mps, xpu or the name of a plug-in's (docs/devices.md)");
     visit("compute_dtype", self.compute_dtype,
           "Type of activations: auto, float32 or bfloat16; parameters stay float32");
-    visit("attention", self.attention,
-          "layers: fastest on a CPU, each gated attention one function (dropout and bfloat16 take "
-          "ranges); ranges: packed rows segment by segment on a CPU; fused: the library's, which "
-          "other devices take; exact: as written in the specification; equal within rounding");
+    visit(
+        "attention", self.attention,
+        "layers: fastest on a CPU, each gated attention one function (dropout and bfloat16 take "
+        "ranges); ranges: packed rows segment by segment on a CPU; fused: the library's, which "
+        "other devices take; segments: variable-length flash attention for packed rows on CUDA in "
+        "bfloat16, elsewhere fused; exact: as written in the specification; equal within rounding");
     visit("activation_checkpointing", self.activation_checkpointing,
           "With attention layers: compute what a layer keeps again in the backward pass; less "
           "memory, more time, the same numbers");

@@ -33,6 +33,22 @@ TEST(DeviceBatchTest, KeepsEveryValueAndLooksWeightsUp) {
   EXPECT_TRUE(batch.input.mask_decoder_padding);
 }
 
+TEST(DeviceBatchTest, SegmentsAreCountedWhereTheyAreNumberedInOrder) {
+  const auto most = [](const Batch& batch) {
+    return to_device(batch, torch::kCPU, 12, nullptr).input.most_segments;
+  };
+  Batch batch = packed_batch();
+  EXPECT_EQ(most(batch), 8);
+  batch.decoder_segments[3] = 9;
+  EXPECT_EQ(most(batch), 16);
+  batch.decoder_segments[3] = 1;  // 1 1 2 1
+  EXPECT_EQ(most(batch), 0);
+  batch.decoder_segments = {1, 1, 2, 2, 1, 0, 1, 0};
+  EXPECT_EQ(most(batch), 0);
+  batch.decoder_segments = {1, 1, 2, 2, 2, 1, 0, 0};
+  EXPECT_EQ(most(batch), 0);
+}
+
 TEST(DeviceBatchTest, LeavesOutWhatTheBatchDoesNotHave) {
   Batch plain = packed_batch();
   plain.classes.clear();
