@@ -5,21 +5,40 @@
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string_view>
 
 #include "needle/core/error.h"
+#include "needle/core/log.h"
 #include "needle/core/progress.h"
 
 namespace needle {
 namespace {
 
-int report(const char* kind, const char* message, int code) noexcept {
+int report(const char* kind, std::string_view message, int code) noexcept {
   internal::clear_progress_line();
-  std::fprintf(stderr, "%s: %s\n", kind, message);
+  std::fprintf(stderr, "%s: %.*s\n", kind, static_cast<int>(message.size()), message.data());
   std::fflush(stderr);
   return code;
 }
 
+// LibTorch's errors bring a backtrace, which is for developers: NEEDLE_LOG=debug.
+int report(const std::exception& error) noexcept {
+  const std::string_view message = message_of(error), whole = error.what();
+  if (message.size() < whole.size()) {
+    try {
+      log_debug("{}", whole);
+    } catch (...) {  // no memory for it
+    }
+  }
+  return report("error", message, kExitFailed);
+}
+
 }  // namespace
+
+std::string_view message_of(const std::exception& error) noexcept {
+  const std::string_view what = error.what();
+  return what.substr(0, what.find("\nException raised from "));
+}
 
 int run_main(const std::function<void()>& body) noexcept {
 #ifdef SIGXFSZ
@@ -39,7 +58,7 @@ int run_main(const std::function<void()>& body) noexcept {
   } catch (const std::bad_alloc&) {
     return report("error", "out of memory", kExitFailed);
   } catch (const std::exception& error) {
-    return report("error", error.what(), kExitFailed);
+    return report(error);
   } catch (...) {
     return report("error", "an exception of an unknown type", kExitFailed);
   }

@@ -225,6 +225,7 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
     const auto start = std::chrono::steady_clock::now();
     if (step.can_run_ahead()) {
       step.run_ahead(i, batches);
+      step.finish();
     } else {
       step.run(i, batches, nullptr, &counts);
     }
@@ -233,7 +234,6 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
         std::chrono::steady_clock::now() - start;
     times_ms.push_back(elapsed.count());
   }
-  step.finish();
   if (profile) {
     profile->stop();
     profile->write_chrome_trace(options.profile);

@@ -163,7 +163,7 @@ FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, 
   if (!examples.validation.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
       return validate(model, device, tokenizer, serving_prompt(config), data.validation,
-                      config.validate, ranks);
+                      config.validate, ranks, options.should_stop);
     };
   }
   Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));

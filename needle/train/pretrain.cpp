@@ -25,7 +25,7 @@ PretrainResult pretrain_on(Ranks* ranks, RunConfig config, const PretrainOptions
   if (!data.validation.rows.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
       return validate(model, device, tokenizer, serving_prompt(config), data.validation,
-                      config.validate, ranks);
+                      config.validate, ranks, options.should_stop);
     };
   }
   Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "needle/core/error.h"
+#include "needle/core/exit_code.h"
 #include "needle/core/json.h"
 #include "needle/data/example.h"
 #include "needle/model/needle.h"
@@ -36,7 +37,7 @@ auto with_failure_report(Ranks* ranks, const Body& body) {
     throw;
   } catch (const std::exception& error) {
     if (ranks != nullptr) {
-      ranks->report_failure(error.what());
+      ranks->report_failure(std::string(message_of(error)));
     }
     throw;
   }
@@ -68,10 +69,9 @@ struct RunData {
   ValidationData validation;
 };
 
-// The files that config.data names, encoded (or opened, if that was done before). Several ranks: one
-// of each host encodes, the others open.
-RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer,
-                      Ranks* ranks = nullptr);
+// The files that config.data names, encoded (or opened, if that was done before). Several ranks:
+// one of each host encodes, the others open.
+RunData load_run_data(const RunConfig& config, const Tokenizer& tokenizer, Ranks* ranks = nullptr);
 
 // Rows that were read before: finetuning.
 RunData make_run_data(const RunConfig& config, const Tokenizer& tokenizer,

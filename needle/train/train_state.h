@@ -53,7 +53,7 @@ struct TrainState {
     visit("lr_scale", self.lr_scale,
           "Learning rates after a roll-back, as a part of the schedule's");
     visit("lr_scale_until", self.lr_scale_until, "The step from which they are whole again");
-    visit("validation_due", self.validation_due, "Put off until the loss is as usual");
+    visit("validation_due", self.validation_due, "Put off until the loss is as usual, or stopped");
     visit("checkpoint_due", self.checkpoint_due, "Likewise");
     visit("micro_batch", self.micro_batch, "Rows in one pass that were found to fit; 0: not asked");
   }

@@ -85,7 +85,7 @@ StepReport TrainStep::run(std::int64_t step, std::span<const Batch> micro_batche
                           const ContrastiveBatch* contrastive, const StepCounts* counts) {
   NEEDLE_CHECK(replicas_ != nullptr ? counts != nullptr : !micro_batches.empty(),
                "step {} without a batch", step);
-  NEEDLE_CHECK(!ahead_, "step {} was asked for while another is not finished", step);
+  NEEDLE_CHECK(ahead_.empty(), "step {} was asked for while another is not finished", step);
   StepReport report = begin(step, micro_batches, contrastive);
   finish(accumulate(micro_batches, contrastive, counts, report), report);
   return report;
@@ -241,9 +241,8 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
   }
 }
 
-std::optional<StepReport> TrainStep::run_ahead(std::int64_t step,
-                                               std::span<const Batch> micro_batches,
-                                               const ContrastiveBatch* contrastive) {
+void TrainStep::run_ahead(std::int64_t step, std::span<const Batch> micro_batches,
+                          const ContrastiveBatch* contrastive) {
   NEEDLE_CHECK(can_run_ahead() && !micro_batches.empty(), "step {} cannot be run ahead", step);
   StepReport report = begin(step, micro_batches, contrastive);
   torch::Tensor numbers;
@@ -254,19 +253,14 @@ std::optional<StepReport> TrainStep::run_ahead(std::int64_t step,
     numbers = update_ahead(accumulate(micro_batches, contrastive, nullptr, report), counted);
     optimizer_.count_ahead(counted);
   }
-  Ahead next{.report = std::move(report), .numbers = PendingCopy(numbers)};
-  std::optional<StepReport> before = finish();
-  ahead_ = std::move(next);
-  return before;
+  ahead_.push_back({.report = std::move(report), .numbers = PendingCopy(numbers)});
 }
 
-std::optional<StepReport> TrainStep::finish() {
-  if (!ahead_) {
-    return std::nullopt;
-  }
-  StepReport report = std::move(ahead_->report);
-  const torch::Tensor numbers = ahead_->numbers.wait();
-  ahead_.reset();
+StepReport TrainStep::finish() {
+  NEEDLE_CHECK(!ahead_.empty(), "no step was asked for");
+  StepReport report = std::move(ahead_.front().report);
+  const torch::Tensor numbers = ahead_.front().numbers.wait();
+  ahead_.pop_front();
   const auto* number = numbers.const_data_ptr<float>();
   judge({.sums = {number[0], number[1], number[2], number[3],
                   static_cast<double>(report.source_tokens),

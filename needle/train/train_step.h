@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -107,14 +108,13 @@ class TrainStep {
                  const ContrastiveBatch* contrastive = nullptr, const StepCounts* counts = nullptr);
 
   // The same without waiting for the device: clipping, and skipping a step whose numbers are not
-  // finite, are left to it. Returns the report of the step before (nothing before the first), which
-  // is read once this one has been asked for; finish() returns the last one's, and is to be called
-  // before the parameters or the optimiser's state are looked at. On devices other than the CPU, in
-  // one process.
+  // finite, are left to it. finish() waits for the report of the first step that has none yet; all
+  // are to be read before the parameters or the optimiser's state are looked at. On devices other
+  // than the CPU, in one process.
   bool can_run_ahead() const { return !device_.is_cpu() && replicas_ == nullptr; }
-  std::optional<StepReport> run_ahead(std::int64_t step, std::span<const Batch> micro_batches,
-                                      const ContrastiveBatch* contrastive = nullptr);
-  std::optional<StepReport> finish();
+  void run_ahead(std::int64_t step, std::span<const Batch> micro_batches,
+                 const ContrastiveBatch* contrastive = nullptr);
+  StepReport finish();  // Throws Error if there is none
 
   // From now on run_ahead() records a step of one micro-batch when its shape comes for the second
   // time, and repeats it from then on (DeviceGraph): for batches that are all of one shape. Steps
@@ -156,7 +156,7 @@ class TrainStep {
   std::uint64_t seed_;
   std::uint64_t rank_;
   DataParallel* replicas_;  // null: one process
-  std::optional<Ahead> ahead_;
+  std::deque<Ahead> ahead_;
   bool record_steps_ = false;
   std::map<BatchLayout, Recorded> recorded_;
 };

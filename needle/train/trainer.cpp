@@ -187,6 +187,13 @@ TrainSummary Trainer::run() {
       progress.emplace("training", static_cast<std::uint64_t>(state_.total_steps), "steps");
       progress->set(static_cast<std::uint64_t>(state_.step));
     }
+    if (state_.validation_due && state_.spike.since == 0) {  // stopped while it validated
+      state_.validation_due = false;
+      validate();
+      if (state_.validation_due) {
+        throw_stopped();
+      }
+    }
     bool stop = false;
     while (state_.step < state_.total_steps) {
       stop |= advance(stop);
@@ -196,15 +203,10 @@ TrainSummary Trainer::run() {
       if (progress) {
         progress->set(static_cast<std::uint64_t>(state_.step));
       }
-      stop |= !replicas_ && hooks_.should_stop && hooks_.should_stop();
-      if (stop && !launched_) {  // a step that is on its way is waited for
-        save();
-        if (hooks_.ranks != nullptr) {
-          hooks_.ranks->barrier();  // no rank calls saved what the first one could not save
-        }
-        throw Interrupted(
-            format("stopped after step {} of {}; everything is saved in {}: go on with --resume",
-                   state_.step, state_.total_steps, config_.output));
+      const bool left_validation = state_.validation_due && state_.spike.since == 0;
+      stop |= left_validation || (!replicas_ && hooks_.should_stop && hooks_.should_stop());
+      if (stop && launched_.empty()) {  // a step that is on its way is waited for
+        throw_stopped();
       }
     }
   }
@@ -229,6 +231,16 @@ TrainSummary Trainer::run() {
           .best_checkpoint = best ? best->path : last};
 }
 
+void Trainer::throw_stopped() {
+  save();
+  if (hooks_.ranks != nullptr) {
+    hooks_.ranks->barrier();  // no rank calls saved what the first one could not save
+  }
+  throw Interrupted(
+      format("stopped after step {} of {}; everything is saved in {}: go on with --resume",
+             state_.step, state_.total_steps, config_.output));
+}
+
 void Trainer::begin() {
   if (config_.train.micro_batch.is_auto && state_.micro_batch == 0) {
     state_.micro_batch = find_micro_batch();
@@ -248,7 +260,7 @@ void Trainer::begin() {
 }
 
 void Trainer::make_train_step() {
-  launched_.reset();
+  launched_.clear();
   train_step_.emplace(model_, *optimizer_, config_.step, device_, config_.train.seed,
                       hooks_.ranks != nullptr ? hooks_.ranks->rank() : 0, replicas_.get());
   if (config_.train.record_steps) {
@@ -363,54 +375,58 @@ Trainer::StepData Trainer::wait_for_data() {
   return feed_->next();
 }
 
-// Asks for the next step. Returns its report; on a device that is not waited for that of the step
-// before, if there is one on its way.
-std::optional<StepReport> Trainer::launch() {
+// Asks for the next step.
+void Trainer::launch() {
   const auto start = Clock::now();
   const StepData data = wait_for_data();
   const double wait_seconds = seconds_since(start);
-  const std::int64_t step = state_.step + (launched_ ? 1 : 0);
+  const std::int64_t step = state_.step + std::ssize(launched_);
   optimizer_->set_lr_scale(step < state_.lr_scale_until ? state_.lr_scale : 1.0);
-  launched_ = {.sampler = data.sampler, .wait_seconds = wait_seconds};
-  return run_step(step, data.step, data.pairs ? &*data.pairs : nullptr);
+  auto report = run_step(step, data.step, data.pairs ? &*data.pairs : nullptr);
+  launched_.push_back({.sampler = data.sampler,
+                       .report = std::move(report),
+                       .wait_seconds = wait_seconds,
+                       .seconds = seconds_since(start)});
 }
 
 // While one step is on its way: not when something is to be done with the parameters after it.
 bool Trainer::may_launch_another() const {
   const std::int64_t step = state_.step + 1;
   return step < state_.total_steps &&
-         !is_due(config_.train.validate_every, step, launched_->sampler) &&
-         !is_due(config_.train.checkpoint_every, step, launched_->sampler) &&
+         !is_due(config_.train.validate_every, step, launched_.front().sampler) &&
+         !is_due(config_.train.checkpoint_every, step, launched_.front().sampler) &&
          !state_.validation_due && !state_.checkpoint_due && state_.spike.since == 0;
 }
 
 // Takes a step (`last`: asks for no other behind it). Returns whether the ranks agreed to stop.
 bool Trainer::advance(bool last) {
-  const auto start = Clock::now();
   if (replicas_) {
     replicas_->want_stop(hooks_.should_stop && hooks_.should_stop());
   }
-  std::optional<StepReport> report;
-  if (!launched_) {
-    report = launch();
+  if (launched_.empty()) {
+    launch();
   }
-  const Launched now = *launched_;
-  if (!report && !last && may_launch_another()) {
-    report = launch();
-  } else {
-    launched_.reset();
-    if (!report) {
-      report = train_step_->finish();
-    }
+  if (!launched_.front().report && !last && may_launch_another()) {
+    launch();
   }
-  note(report.value(), now, seconds_since(start));
+  Launched now = std::move(launched_.front());
+  launched_.pop_front();
+  if (!now.report) {
+    const auto start = Clock::now();
+    now.report = train_step_->finish();
+    now.seconds += seconds_since(start);
+  }
+  note(now);
   if (hooks_.ranks != nullptr) {
     hooks_.ranks->finished_step();
   }
-  return report->stop;
+  return now.report->stop;
 }
 
-void Trainer::note(const StepReport& report, const Launched& launched, double step_seconds) {
+// `launched` has its report by now.
+void Trainer::note(const Launched& launched) {
+  const StepReport& report = *launched.report;
+  const double step_seconds = launched.seconds;
   const std::int64_t tokens = report.source_tokens + report.target_tokens;
   ++state_.step;
   state_.sampler = launched.sampler;
@@ -494,7 +510,13 @@ void Trainer::validate_and_save_when_due() {
 
 void Trainer::validate() {
   const auto start = Clock::now();
-  ValidationRecord record{.step = state_.step, .scores = hooks_.validate()};
+  ValidationRecord record{.step = state_.step};
+  try {
+    record.scores = hooks_.validate();
+  } catch (const Interrupted&) {
+    state_.validation_due = true;  // the first thing that the resumed run does
+    return;
+  }
   record.seconds = seconds_since(start);
   if (metrics_) {
     metrics_->write(record);

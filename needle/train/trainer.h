@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -38,10 +39,11 @@ struct TrainingData {
 
 // What surrounds a run. Every member may be empty.
 struct TrainerHooks {
-  std::function<std::vector<Scalar>()> validate;  // scores of the model as it is now
-  std::string best_score;                         // which of them decides what is best
-  bool lower_is_better = false;                   // e.g. perplexity
-  std::function<bool()> should_stop;              // asked after every step
+  // Scores of the model as it is now. Interrupted: should_stop says so; the resumed run validates.
+  std::function<std::vector<Scalar>()> validate;
+  std::string best_score;             // which of them decides what is best
+  bool lower_is_better = false;       // e.g. perplexity
+  std::function<bool()> should_stop;  // asked after every step
   std::function<void(const Json& record)>
       on_record;           // steps that are logged, validations, checkpoints
   Ranks* ranks = nullptr;  // several processes train; outlives the trainer. Null: one
@@ -106,9 +108,12 @@ class Trainer {
     std::optional<ContrastiveBatch> pairs;  // of a retrieval step
     SamplerState sampler;                   // behind this step's batches
   };
+  // A step that was asked for.
   struct Launched {
-    SamplerState sampler;  // as above
-    double wait_seconds = 0.0;
+    SamplerState sampler;              // as above
+    std::optional<StepReport> report;  // nothing where the device is not waited for
+    double wait_seconds = 0.0;         // for its data
+    double seconds = 0.0;              // all that asking for it took
   };
   StepBatches next_batches(Sampler& sampler) const;
   StepData next_data(Sampler& sampler, std::int64_t step) const;
@@ -127,10 +132,11 @@ class Trainer {
   OptimizerConfig optimizer_config() const;
   std::int64_t world_size() const { return hooks_.ranks != nullptr ? hooks_.ranks->world() : 1; }
   bool is_first() const { return hooks_.ranks == nullptr || hooks_.ranks->is_first(); }
+  [[noreturn]] void throw_stopped();
   bool advance(bool last);
-  std::optional<StepReport> launch();
+  void launch();
   bool may_launch_another() const;
-  void note(const StepReport& report, const Launched& launched, double step_seconds);
+  void note(const Launched& launched);
   void validate();
   void save();
   void validate_and_save_when_due();
@@ -154,7 +160,7 @@ class Trainer {
   std::optional<TrainStep> train_step_;
   std::optional<MetricsWriter> metrics_;
   TrainState state_;
-  std::optional<Launched> launched_;  // the step that was asked for and is not noted yet
+  std::deque<Launched> launched_;  // not noted yet
   std::int64_t saved_step_ = -1;
   std::string complaint_;  // what was wrong with the last step that was not good
   double last_loss_;

@@ -90,13 +90,14 @@ std::vector<std::int64_t> Trainer::longest_rows(std::int64_t count) const {
   return rows;
 }
 
-// Returns the report, of the step before on a device that is not waited for.
+// Returns its report; nothing on a device that is not waited for.
 std::optional<StepReport> Trainer::run_step(std::int64_t step, const StepBatches& batches,
                                             const ContrastiveBatch* pairs) {
   std::string what;
   try {
     if (train_step_->can_run_ahead()) {
-      return train_step_->run_ahead(step, batches.batches, pairs);
+      train_step_->run_ahead(step, batches.batches, pairs);
+      return std::nullopt;
     }
     return train_step_->run(step, batches.batches, pairs, replicas_ ? &batches.counts : nullptr);
   } catch (const std::exception& error) {

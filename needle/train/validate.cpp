@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "needle/core/error.h"
 #include "needle/core/json.h"
 #include "needle/core/progress.h"
 #include "needle/train/batch_answers.h"
@@ -24,8 +25,17 @@ std::size_t at_most(std::size_t count, std::int64_t limit) {
   return std::min(count, static_cast<std::size_t>(std::max<std::int64_t>(limit, 0)));
 }
 
+using StopQuestion = std::function<bool()>;
+
+void stop_if(const StopQuestion& should_stop) {
+  if (should_stop && should_stop()) {
+    throw Interrupted("stopped while validating");
+  }
+}
+
 void add_perplexity(Needle& model, const torch::Device& device, const ValidationData& data,
-                    const ValidateConfig& config, Ranks* ranks, std::vector<Scalar>& scores) {
+                    const ValidateConfig& config, Ranks* ranks, const StopQuestion& should_stop,
+                    std::vector<Scalar>& scores) {
   const std::size_t count =
       data.datasets.empty() ? 0 : at_most(data.rows.size(), config.perplexity_rows);
   if (count == 0) {
@@ -37,6 +47,7 @@ void add_perplexity(Needle& model, const torch::Device& device, const Validation
   const auto world = static_cast<std::size_t>(ranks != nullptr ? ranks->world() : 1);
   std::size_t next = batch_rows * static_cast<std::size_t>(ranks != nullptr ? ranks->rank() : 0);
   const auto next_batch = [&](Batch& batch) {
+    stop_if(should_stop);
     if (next >= rows.size()) {
       return false;
     }
@@ -110,7 +121,7 @@ std::vector<EvalCase> share_of(std::span<const EvalCase> cases, const Ranks& ran
 // Answers until the time is over; some of the cases at least.
 Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
                            std::span<const EvalCase> cases, const ValidateConfig& config,
-                           bool show_progress) {
+                           bool show_progress, const StopQuestion& should_stop) {
   const BatchAnswerOptions options{.max_gen_len = config.max_gen_len, .batch_rows = kRowsAtATime};
   Predictions predictions;
   std::optional<Progress> progress;
@@ -119,6 +130,7 @@ Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const Prom
   }
   const auto start = std::chrono::steady_clock::now();
   while (predictions.items.size() < cases.size()) {
+    stop_if(should_stop);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     if (config.max_seconds > 0.0 && spent.count() > config.max_seconds &&
         !predictions.items.empty()) {
@@ -137,15 +149,16 @@ Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const Prom
 }
 
 CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
-                  std::span<const EvalCase> cases, const ValidateConfig& config, Ranks* ranks) {
+                  std::span<const EvalCase> cases, const ValidateConfig& config, Ranks* ranks,
+                  const StopQuestion& should_stop) {
   const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
   if (ranks == nullptr) {
-    const Predictions predictions =
-        answer_in_time(model, tokenizer, prompt, cases, config, /*show_progress=*/true);
+    const Predictions predictions = answer_in_time(model, tokenizer, prompt, cases, config,
+                                                   /*show_progress=*/true, should_stop);
     return score_predictions(cases.first(predictions.items.size()), predictions);
   }
-  const Predictions own =
-      answer_in_time(model, tokenizer, prompt, share_of(cases, *ranks), config, ranks->is_first());
+  const Predictions own = answer_in_time(model, tokenizer, prompt, share_of(cases, *ranks), config,
+                                         ranks->is_first(), {});
   std::vector<std::size_t> answered;
   const Predictions all = exchange(own, *ranks, answered);
   std::vector<EvalCase> scored;
@@ -189,13 +202,15 @@ Predictions predict_on_ranks(const FunctionCaller& caller, std::span<const EvalC
 
 std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
                              const PromptConfig& prompt, const ValidationData& data,
-                             const ValidateConfig& config, Ranks* ranks) {
+                             const ValidateConfig& config, Ranks* ranks,
+                             const std::function<bool()>& should_stop) {
+  const StopQuestion asked = ranks == nullptr ? should_stop : StopQuestion();
   std::vector<Scalar> scores;
-  add_perplexity(model, device, data, config, ranks, scores);
+  add_perplexity(model, device, data, config, ranks, asked, scores);
   const std::size_t count = at_most(data.examples.size(), config.generate_rows);
   if (count > 0) {
     const std::vector<EvalCase> cases = to_eval_cases(std::span(data.examples).first(count));
-    const CallReport report = answer(model, tokenizer, prompt, cases, config, ranks);
+    const CallReport report = answer(model, tokenizer, prompt, cases, config, ranks, asked);
     scores.emplace_back("exact_match", report.strict.exact.ratio());
     scores.emplace_back("call_f1", report.strict.calls.f1());
     scores.emplace_back("single_call_f1", single_call_f1(report));

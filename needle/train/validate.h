@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -41,7 +42,8 @@ struct ValidateConfig {
     visit("max_seconds", self.max_seconds,
           "Stop answering after so long and score what there is; 0: never. A resumed run repeats "
           "the scores only without");
-    visit("threads", self.threads, "Queries of the final evaluation answered at a time; 0: one per core");
+    visit("threads", self.threads,
+          "Queries of the final evaluation answered at a time; 0: one per core");
   }
 };
 
@@ -61,10 +63,12 @@ Predictions predict_on_ranks(const FunctionCaller& caller, std::span<const EvalC
 
 // Scores by name: "perplexity", "perplexity_int4"; and of the answers "exact_match", "call_f1",
 // "single_call_f1", "name_f1", "parse_rate". A part without data contributes none. Leaves the model
-// as it was. Several ranks share the work and come to the same scores.
+// as it was. Several ranks share the work and come to the same scores. Throws Interrupted soon
+// after `should_stop` says so; several ranks do not ask it.
 std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
                              const PromptConfig& prompt, const ValidationData& data,
-                             const ValidateConfig& config, Ranks* ranks = nullptr);
+                             const ValidateConfig& config, Ranks* ranks = nullptr,
+                             const std::function<bool()>& should_stop = {});
 
 // Rows whose answer is exactly one call: the figure that the reference keeps its best checkpoint
 // by.

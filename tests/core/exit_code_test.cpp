@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "needle/core/error.h"
+#include "needle/core/log.h"
 
 namespace needle {
 namespace {
@@ -41,6 +42,23 @@ TEST(ExitCodeTest, FollowsTheException) {
   const Outcome stopped = outcome_of([] { throw Interrupted("saved step 10"); });
   EXPECT_EQ(stopped.code, 130);
   EXPECT_EQ(stopped.text, "interrupted: saved step 10\n");
+}
+
+// As c10::Error::what() has it.
+constexpr const char* kWithBacktrace =
+    "no kernel\n  for this device\nException raised from run at a.cpp:7 (most recent call first):\n"
+    "frame #0: main + 0x1 (0x2 in program)\n";
+
+TEST(ExitCodeTest, BacktracesAreForTheDebugLog) {
+  const auto fail = [] { throw std::runtime_error(kWithBacktrace); };
+  const Outcome failed = outcome_of(fail);
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_EQ(failed.text, "error: no kernel\n  for this device\n");
+  set_log_level(LogLevel::kDebug);
+  const std::string debugged = outcome_of(fail).text;
+  set_log_level(LogLevel::kInfo);
+  EXPECT_NE(debugged.find("frame #0: main"), std::string::npos);
+  EXPECT_TRUE(debugged.ends_with(failed.text)) << debugged;
 }
 
 TEST(ExitCodeTest, ResultsThatCannotBeWrittenAreAnError) {

@@ -131,6 +131,20 @@ class TrainingTest(DeviceTest):
         for one, other in zip(*losses):
             self.assertLess(abs(one - other), 0.02 * one)
 
+    def test_a_device_that_fails_is_an_error_without_backtrace(self):
+        self.train("whole", *self.ON_DEVICE)
+        words = self.command("broken", *self.ON_DEVICE)
+        fault = self.report()["kernels"] * 3 // 4  # behind a checkpoint
+        done = self.run_program(*words, WALLED_FAULT=fault)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr, rf"(?s)error: walled device: kernel {fault} failed\s*\Z")
+        self.assert_good_checkpoint("broken")
+        done = self.run_program(*words, "--resume", WALLED_FAULT=100, NEEDLE_LOG="debug")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("frame #0:", done.stderr)
+        self.train("broken", *self.ON_DEVICE, "--resume")
+        self.assert_same_run("whole", "broken", exact=True)
+
     def test_recorded_steps_learn_the_same(self):
         # Padding has a part in the z-loss, and recorded batches are padded further.
         settings = {"train__grad_accumulation": 1, "step__loss__z_loss": 0, "step__quant__every": 0}

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import socket
 import struct
@@ -17,7 +18,7 @@ import tempfile
 import time
 import unittest
 
-PROGRAM = ""
+PROGRAM = CLOCK_JUMP = ""
 # A rank is given up after so long without a sign of life (train.rank_silence_s), plus two beats of a second each and
 # what a busy machine takes to start and end processes.
 SILENCE_S = 5
@@ -96,8 +97,8 @@ class RanksTest(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stderr
 
-    def start(self, name, *arguments, **settings):
-        process = subprocess.Popen(self.command(name, *arguments, **settings), env=self.environment(),
+    def start(self, name, *arguments, variables=None, **settings):
+        process = subprocess.Popen(self.command(name, *arguments, **settings), env=self.environment(**(variables or {})),
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.addCleanup(self.end, process)
         return process
@@ -437,6 +438,60 @@ class FaultTest(RanksTest):
         # The store ends with rank 0, so rank 1 may not learn the reason in time; the launcher names the rank in any case.
         self.assertRegex(errors, r"rank 0 \(pid \d+[^)]*\) (ended with exit code 1|stopped: .*checkpoints)")
 
+    def test_a_full_disk_is_said_and_the_run_goes_on(self):
+        """A file system that takes two checkpoints and no third; then somebody makes room."""
+        settings = {"train__max_steps": 40, "train__keep_checkpoints": 20, "train__validate_every": 20}
+        self.train("whole", **settings)
+        disk = self.folder / "disk"
+        disk.mkdir()
+        words = [word.replace(str(self.folder / "full"), str(disk / "full")) for word in self.command("full", **settings)]
+        script = f"""mount -t tmpfs -o size=600k none {disk} || exit 77
+            {shlex.join(words)}; echo $? > {self.folder}/first
+            ls {disk}/full/checkpoints > {self.folder}/kept
+            mount -o remount,size=100m {disk}
+            {shlex.join(words)} --resume; echo $? > {self.folder}/second
+            cp -r {disk}/full {self.folder}/full"""
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script], env=self.environment(), timeout=300,
+                              capture_output=True, text=True)
+        if done.returncode in (1, 77) and not (self.folder / "first").exists():
+            self.skipTest(f"no file system can be mounted here: {done.stderr.strip()}")
+        self.assertEqual((self.folder / "first").read_text().strip(), "1", done.stderr)
+        self.assertRegex(done.stderr, r"error: \S+: cannot write: No space left on device; free some space")
+        kept = (self.folder / "kept").read_text().split()
+        self.assertIn("step-000002", kept)
+        self.assertNotIn("step-000040", kept)
+        self.assertEqual((self.folder / "second").read_text().strip(), "0", done.stderr)
+        self.assertIn("going on from", done.stderr)
+        self.assert_same_run("whole", "full", exact=True, last=40)
+
+    def test_the_clock_of_the_day_may_jump(self):
+        self.train("whole", "--nproc", "2", train__max_steps=60)
+        for name, seconds in (("ahead", 86400), ("back", -86400)):
+            when = self.folder / f"{name}.jumps"
+            process = self.start(name, "--nproc", "2", train__max_steps=60,
+                                 variables={"LD_PRELOAD": CLOCK_JUMP, "CLOCK_JUMP_WHEN": when, "CLOCK_JUMP_S": seconds})
+            self.wait_for_step(name, 5)
+            when.touch()
+            _, errors = process.communicate(timeout=PATIENCE_S)
+            self.assertEqual(process.returncode, 0, errors)
+            self.assertTrue((self.folder / f"{name}.jumps.seen").exists(), "nobody looked at the clock")
+            self.assert_same_run("whole", name, exact=True, last=60)
+
+    def test_a_slow_rank_is_named_and_the_run_goes_on(self):
+        process = self.start("slow", "--nproc", "2", **{**self.LONG, "train__checkpoint_every": 100000})
+        self.wait_for_step("slow", 5)
+        slow = self.children(process)[1]
+        end = time.monotonic() + 20
+        while time.monotonic() < end:  # a quarter of the time
+            os.kill(slow, signal.SIGSTOP)
+            time.sleep(0.12)
+            os.kill(slow, signal.SIGCONT)
+            time.sleep(0.04)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 130, errors)
+        self.assertRegex(errors, r"warning: rank 1 \(pid \d+ on \S+\) is slow: \d+ ms of work a step")
+
     def test_wrong_settings_are_not_tried_again(self):
         done = subprocess.run(self.command("wrong", "--nproc", "2", "--max-restarts", "5", train__batch_size=0),
                               env=self.environment(), capture_output=True, text=True, timeout=PATIENCE_S)
@@ -449,4 +504,5 @@ if __name__ == "__main__":
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     PROGRAM = os.path.join(os.path.abspath(sys.argv[1]), "needle-train")
+    CLOCK_JUMP = os.path.abspath(os.path.join(sys.argv[1], "../plugins/libneedle_clock_jump.so"))
     unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)

@@ -26,12 +26,14 @@ constexpr int kSpikeSteps = 24;
 class SpikeIntegrationTest : public testing::Test {
  protected:
   struct Faults {
-    std::int64_t step = 0;          // after this step parameters are spoilt; 0: never
-    std::int64_t rollbacks = 0;     // as long as there were no more roll-backs
-    double factor = 30.0;           // what they are multiplied with
-    std::int64_t stop_after = 0;    // the run is asked to stop after so many steps of its
-    std::int64_t bad_row = -1;      // a row number that the data does not have
-    bool stop_at_rollback = false;  // or killed right after a roll-back
+    std::int64_t step = 0;                // after this step parameters are spoilt; 0: never
+    std::int64_t rollbacks = 0;           // as long as there were no more roll-backs
+    double factor = 30.0;                 // what they are multiplied with
+    std::int64_t stop_after = 0;          // the run is asked to stop after so many steps of its
+    std::int64_t bad_row = -1;            // a row number that the data does not have
+    bool stop_at_rollback = false;        // or killed right after a roll-back
+    bool validates = false;               // every 4 steps
+    std::int64_t stop_in_validation = 0;  // so many validations are done, the next is stopped
     std::vector<std::string> settings{};
   };
 
@@ -57,10 +59,21 @@ class SpikeIntegrationTest : public testing::Test {
     Needle model = make_model(config);
     place_model(model, config.train);
     const Trainer* running = nullptr;
-    std::int64_t steps = 0;
+    std::int64_t steps = 0, validations = 0;
+    bool stopped = false;
+    const auto validate = [&]() -> std::vector<Scalar> {
+      if (faults.stop_in_validation > 0 && validations++ == faults.stop_in_validation) {
+        stopped = true;
+        throw Interrupted("in the middle");
+      }
+      return {{"score", model->embedding->weight.abs().sum().item<double>()}};
+    };
     Trainer trainer(
         model, tokenizer, config, data.train,
-        {.should_stop = [&] { return faults.stop_after > 0 && ++steps >= faults.stop_after; },
+        {.validate = faults.validates ? validate : std::function<std::vector<Scalar>()>(),
+         .best_score = "score",
+         .should_stop =
+             [&] { return stopped || (faults.stop_after > 0 && ++steps >= faults.stop_after); },
          .on_record =
              [&](const Json& record) {
                if (record["kind"] == "train" && record["step"] == faults.step &&
@@ -145,6 +158,18 @@ TEST_F(SpikeIntegrationTest, ASpikeTakesTheRunBackAndItRecovers) {
   EXPECT_DOUBLE_EQ(rates[21], rates[12]);        // step 19 no more
   EXPECT_GT(epochs[15], epochs[14]);             // data goes on behind the offending batches
   EXPECT_TRUE(fs::exists(folder_ / "spiked/loss.svg"));
+}
+
+TEST_F(SpikeIntegrationTest, ARunThatIsStoppedInAValidationValidatesFirstWhenItGoesOn) {
+  const Faults whole{.validates = true, .settings = {"train.validate_every=4"}};
+  train("whole", whole);
+  Faults stopped = whole;
+  stopped.stop_in_validation = 2;
+  const std::string said = message_of<Interrupted>([&] { train("stopped", stopped); });
+  EXPECT_THAT(said, HasSubstr("stopped after step 12 of"));
+  EXPECT_TRUE(fs::exists(folder_ / "stopped/checkpoints/step-000012"));
+  train("stopped", whole, /*resume=*/true);
+  expect_equal_runs("whole", "stopped");
 }
 
 TEST_F(SpikeIntegrationTest, WhatTheReadersThreadThrowsEndsTheRun) {

@@ -8,7 +8,8 @@
 // work (graphs) runs only when it is replayed. Copies, waits and kernels are counted.
 //
 // Environment: WALLED_REPORT=FILE writes the counts there at the end of the process, WALLED_ERROR
-// makes the plug-in refuse, WALLED_BFLOAT16 makes `auto` compute in bfloat16.
+// makes the plug-in refuse, WALLED_BFLOAT16 makes `auto` compute in bfloat16, WALLED_FAULT=N makes
+// the process's kernels fail from N on.
 #include "tests/train/walled_device.h"
 
 #include <atomic>
@@ -482,6 +483,9 @@ void any_operator(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::Device device = check_devices(op, arguments);
   Passage passage;
   ++counts.kernels;
+  static const char* const fault = std::getenv("WALLED_FAULT");
+  TORCH_CHECK(fault == nullptr || counts.kernels < std::atoll(fault), "walled device: kernel ",
+              fault, " failed");
   const auto host = run_on_host(op, arguments, passage, /*practice=*/recording != nullptr);
   std::vector<c10::IValue> results;
   for (std::size_t i = 0; i < host.size(); ++i) {

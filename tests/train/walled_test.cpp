@@ -168,11 +168,12 @@ struct Training {
     std::vector<StepReport> reports;
     for (std::int64_t i = first; i < first + count; ++i) {
       const auto one = batches.subspan(static_cast<std::size_t>(i) % batches.size(), 1);
-      if (auto report = step.run_ahead(i, one)) {
-        reports.push_back(std::move(*report));
+      step.run_ahead(i, one);
+      if (i > first) {
+        reports.push_back(step.finish());
       }
     }
-    reports.push_back(step.finish().value());
+    reports.push_back(step.finish());
     return reports;
   }
   std::vector<StepReport> waiting(std::int64_t first, std::int64_t count,
