@@ -2,13 +2,13 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <new>
 #include <string_view>
 
 #include "needle/core/error.h"
-#include "needle/core/log.h"
 #include "needle/core/progress.h"
 
 namespace needle {
@@ -21,16 +21,10 @@ int report(const char* kind, std::string_view message, int code) noexcept {
   return code;
 }
 
-// LibTorch's errors bring a backtrace, which is for developers: NEEDLE_LOG=debug.
-int report(const std::exception& error) noexcept {
-  const std::string_view message = message_of(error), whole = error.what();
-  if (message.size() < whole.size()) {
-    try {
-      log_debug("{}", whole);
-    } catch (...) {  // no memory for it
-    }
-  }
-  return report("error", message, kExitFailed);
+// LibTorch's errors bring a backtrace, which is for developers. Programs without a log print, too.
+bool wants_backtraces() noexcept {
+  const char* const level = std::getenv("NEEDLE_LOG");
+  return level != nullptr && std::string_view(level) == "debug";
 }
 
 }  // namespace
@@ -58,7 +52,7 @@ int run_main(const std::function<void()>& body) noexcept {
   } catch (const std::bad_alloc&) {
     return report("error", "out of memory", kExitFailed);
   } catch (const std::exception& error) {
-    return report(error);
+    return report("error", wants_backtraces() ? error.what() : message_of(error), kExitFailed);
   } catch (...) {
     return report("error", "an exception of an unknown type", kExitFailed);
   }

@@ -16,10 +16,10 @@ inline constexpr int kExitInterrupted = 130;  // Interrupted: stopped on request
 // with. A view of error.what(). Any thread.
 std::string_view message_of(const std::exception& error) noexcept;
 
-// Runs `body` and returns one of the codes above. Prints "error: <message>" to stderr (a
-// backtrace goes to the log at debug level); results that
-// could not be written to stdout are an error, too. Also makes a write beyond the limit on file
-// sizes an error instead of the end of the process (ignores SIGXFSZ).
+// Runs `body` and returns one of the codes above. Prints "error: <message>" to stderr, with
+// NEEDLE_LOG=debug in the environment a backtrace behind it; results that could not be written to
+// stdout are an error, too. Also makes a write beyond the limit on file sizes an error instead of
+// the end of the process (ignores SIGXFSZ).
 int run_main(const std::function<void()>& body) noexcept;
 
 }  // namespace needle

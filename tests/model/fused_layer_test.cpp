@@ -79,6 +79,15 @@ INSTANTIATE_TEST_SUITE_P(All, FusedLayerRowsTest, testing::Bool(),
                          [](const auto& row) { return row.param ? "Packed" : "Padded"; });
 
 // Longer rows than a block of scores, heads that are no multiple of a vector.
+// NEEDLE_ISA forces one instruction set on the whole program.
+TEST(RowKernelsTest, TheEnginesNamesMeanTheNearestTable) {
+  EXPECT_EQ(find_row_kernels("scalar"), &kGenericRowKernels);
+  EXPECT_EQ(find_row_kernels("neon"), &kGenericRowKernels);
+  EXPECT_EQ(find_row_kernels("avx512vnni"), find_row_kernels("avx512"));
+  EXPECT_EQ(find_row_kernels("avx512amx"), find_row_kernels("avx512"));
+  EXPECT_EQ(find_row_kernels("mmx"), nullptr);
+}
+
 TEST(HeadAttentionTest, LongRowsEqualTheSpecificationWithTheirGradients) {
   torch::manual_seed(1);
   for (const bool causal : {false, true}) {

@@ -21,10 +21,7 @@ constexpr const RowKernels* kTables[] = {
 const RowKernels& choose() {
   const char* name = std::getenv("NEEDLE_ISA");
   if (name != nullptr && *name != '\0') {
-    // The engine's tables have other names beside these; to training they are the nearest.
-    const std::string_view wanted(name);
-    const char* ours = wanted == "scalar" ? "generic" : wanted == "avx512_vnni" ? "avx512" : name;
-    if (const RowKernels* table = find_row_kernels(ours)) {
+    if (const RowKernels* table = find_row_kernels(name)) {
       return *table;
     }
     throw ConfigError(format("NEEDLE_ISA={}: unknown, or this CPU has no such instructions", name));
@@ -39,9 +36,15 @@ const RowKernels& choose() {
 
 }  // namespace
 
-const RowKernels* find_row_kernels(const char* name) {
+const RowKernels* find_row_kernels(std::string_view name) {
+  // The engine has more tables; to training these are the nearest.
+  if (name == "scalar" || name == "neon") {
+    name = "generic";
+  } else if (name.starts_with("avx512")) {
+    name = "avx512";
+  }
   for (const RowKernels* table : kTables) {
-    if (std::string_view(table->name) == name && table->supported()) {
+    if (table->name == name && table->supported()) {
       return table;
     }
   }

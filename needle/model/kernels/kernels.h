@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace needle {
 
@@ -140,7 +141,7 @@ extern const RowKernels kAvx512RowKernels;
 // The best that this CPU has; NEEDLE_ISA=generic, avx2 or avx512 (and what runtime/kernels knows
 // besides) forces one. Throws ConfigError on a name that this CPU does not have.
 const RowKernels& row_kernels();
-// By name, null if this CPU has no such.
-const RowKernels* find_row_kernels(const char* name);
+// By name, one of the engine's (kernels.h of runtime) included; null if this CPU has no such.
+const RowKernels* find_row_kernels(std::string_view name);
 
 }  // namespace needle
