@@ -204,6 +204,7 @@ HttpReply Playground::begin_upload(const HttpRequest& request, const Parts&) {
   if (!bytes) {
     throw bad_request("bytes", "missing; expected the file's size");
   }
+  uploads_.check_size(kind, static_cast<std::uint64_t>(*bytes));  // before the disk's room
   jobs_.prepare(static_cast<std::uint64_t>(*bytes));
   const std::string id = uploads_.begin(kind, static_cast<std::uint64_t>(*bytes));
   return json_reply({{"id", id}});

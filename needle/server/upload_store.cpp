@@ -65,9 +65,7 @@ void UploadStore::give_up_idle() {
   });
 }
 
-std::string UploadStore::begin(std::string_view kind, std::uint64_t bytes) {
-  const std::lock_guard lock(mutex_);
-  give_up_idle();
+void UploadStore::check_size(std::string_view kind, std::uint64_t bytes) const {
   const std::uint64_t most = kind == "model" ? limits_.model_bytes : limits_.rows_bytes;
   if (bytes == 0) {
     throw ApiError(400, "the file is empty", {.param = "bytes"});
@@ -76,6 +74,12 @@ std::string UploadStore::begin(std::string_view kind, std::uint64_t bytes) {
     throw ApiError(413, format("the file: {} bytes, at most {} are allowed", bytes, most),
                    {.code = "file_too_large", .param = "bytes"});
   }
+}
+
+std::string UploadStore::begin(std::string_view kind, std::uint64_t bytes) {
+  check_size(kind, bytes);
+  const std::lock_guard lock(mutex_);
+  give_up_idle();
   if (uploads_.size() >= limits_.at_once) {
     ApiError error(429, format("{} uploads are under way already", uploads_.size()),
                    {.code = "too_many_uploads"});

@@ -26,7 +26,9 @@ class UploadStore {
   UploadStore(std::filesystem::path folder, UploadLimits limits);
   ~UploadStore();  // removes what is there
 
-  // `kind`: "model" or "rows". Throws ApiError 400, 413 beyond the limit, 429 beyond `at_once`.
+  // `kind`: "model" or "rows". Throws ApiError 400, 413 beyond the limit.
+  void check_size(std::string_view kind, std::uint64_t bytes) const;
+  // The same, and 429 beyond `at_once`.
   std::string begin(std::string_view kind, std::uint64_t bytes);
   // Returns the bytes that are there now. Throws ApiError 404, 409 if `offset` is another than
   // that (its message says which), 413 beyond what was announced, 507.

@@ -22,6 +22,35 @@ PHONE = {"width": 390, "height": 844}
 TRAINING_MS = 280_000  # a tiny training on a busy machine
 
 
+# Texts that are hard to read on what is behind them (WCAG 2.1, 1.4.3: 4.5 to 1, large ones 3 to 1), and controls whose text is cut or
+# stands in two lines.
+FAINT_OR_CUT = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const rgb = (color) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => { for (; node; node = node.parentElement) { const color = rgb(getComputedStyle(node).backgroundColor); if (color[3] === 255) return color; } return [255, 255, 255, 255]; };
+  const found = [];
+  for (const node of document.querySelectorAll('body *')) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()) || node.matches('input, select, textarea');
+    if (!own || !node.checkVisibility({visibilityProperty: true}) || node.closest(':disabled, option, .hidden-text, label:has(:disabled)')) continue;
+    const style = getComputedStyle(node);
+    const text = node.ownerSVGElement ? style.fill : style.color;
+    const [a, b] = [light(rgb(text)), light(behind(node))].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 600);
+    if ((a + 0.05) / (b + 0.05) < (large ? 3 : 4.5)) found.push(`faint, ${((a + 0.05) / (b + 0.05)).toFixed(2)}: ${node.outerHTML.slice(0, 100)}`);
+    if (node.matches('button:not(.token, #jobs button), label.button') && (node.scrollWidth > node.clientWidth + 1 || node.clientHeight > 2.6 * parseFloat(style.fontSize))) {
+      found.push(`cut or broken: ${node.outerHTML.slice(0, 100)}`);
+    }
+  }
+  return found;
+}"""
+PLACES = """() => Object.fromEntries([...document.querySelectorAll('header *, #views *, .bar *')].filter((node) => node.checkVisibility()).map((node, at) => {
+  const box = node.getBoundingClientRect();
+  return [`${at} ${node.tagName} ${node.id || node.textContent.trim().slice(0, 20)}`, [box.x, box.width, box.y + scrollY].map(Math.round).join(' ')];
+}))"""
+
+
 class Story:
     def __init__(self, page, port, screenshots):
         self.page = page
@@ -40,6 +69,8 @@ class Story:
             self.page.emulate_media(color_scheme=theme)
             wide = self.page.evaluate("document.documentElement.scrollWidth")
             assert wide <= size["width"], f"{name}: {wide} pixels wide at {size['width']}: {self.widest()}"
+            wrong = self.page.evaluate(FAINT_OR_CUT)
+            assert not wrong, (name, size["width"], theme, wrong)
             self.page.screenshot(path=self.screenshots / f"{name}-{size['width']}-{theme}.png", full_page=True)
         self.page.set_viewport_size(WIDE)
         self.page.emulate_media(color_scheme="light")
@@ -71,6 +102,42 @@ def looks_first(story):
     assert page.evaluate("document.activeElement.tagName") == "BODY"
     story.names()
     story.picture("1-first-look")
+
+
+def keeps_still(story):
+    """Choosing a page or a view moves no control; each one shows that it has the focus."""
+    page = story.page
+    for size in [WIDE, PHONE]:
+        page.set_viewport_size(size)
+        places = page.evaluate(PLACES)
+        for view in ["json", "why", "cards"]:
+            page.click(f"[data-view={view}]")
+            assert page.evaluate(PLACES) == places, view
+        header = """() => [...document.querySelectorAll('header *')].filter((node) => node.checkVisibility()).map((node) => {
+            const box = node.getBoundingClientRect();
+            return [box.x, box.width, box.y + scrollY].map(Math.round).join(' ');
+        })"""
+        before = page.evaluate(header)
+        page.click("#tab-finetune")
+        assert page.evaluate(header) == before, "the header moves with the page"
+        page.click("#tab-try")
+        page.evaluate("document.activeElement.blur()")
+        seen = set()
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            control, ring = page.evaluate("""() => {
+                const node = document.activeElement;
+                const shown = node.closest('.button, .editor') ?? node;
+                return [node.id || node.textContent.trim(), getComputedStyle(shown).outlineStyle !== 'none' && parseFloat(getComputedStyle(shown).outlineWidth) >= 2];
+            }""")
+            if control in seen:
+                break
+            if page.evaluate("document.activeElement === document.body"):
+                continue  # the browser's own controls
+            assert ring, f"{control}: nothing shows that it has the focus"
+            seen.add(control)
+        assert {"tab-try", "upload-model", "theme", "examples", "upload-tools", "format", "tools", "query", "run"} <= seen, seen
+    page.set_viewport_size(WIDE)
 
 
 def edits_tools(story):
@@ -280,6 +347,7 @@ def main():
             story = Story(page, server.port, screenshots)
             try:
                 looks_first(story)
+                keeps_still(story)
                 edits_tools(story)
                 makes_rows(story)
                 trains(story)

@@ -229,6 +229,15 @@ TEST_F(PlaygroundTest, OnlyModelsBecomeModels) {
   EXPECT_EQ(post("models", {{"name", "there"}, {"upload", "1"}}).status, 409);
 }
 
+// However full the disk is: room would not help.
+TEST_F(PlaygroundTest, WhatIsTooLargeIsRefusedForItsSize) {
+  for (const std::string kind : {"model", "rows"}) {
+    const Answer refused = post("uploads", {{"kind", kind}, {"bytes", std::int64_t{1} << 49}});
+    EXPECT_EQ(refused.status, 413) << refused.body;
+    EXPECT_EQ(refused.json["error"]["code"], "file_too_large");
+  }
+}
+
 TEST_F(PlaygroundTest, TheKeyOfAnEndpointIsNotKept) {
   const Answer made = post("jobs", {{"tools", kTools},
                                     {"source",

@@ -136,7 +136,7 @@ export async function loadModels(chosen) {
   get('compare').disabled = names.length < 2;
   const size = models.data.find((model) => model.id === get('model').value)?.bytes;
   get('model').title = size ? megabytes(size) : '';
-  if (names.length === 0) say(status ? 'There is no model yet: make one on the page Finetune, or add a .needle file.' : models.needle?.hint ?? 'There is no model yet.', true);
+  if (names.length === 0) say(status ? 'There is no model yet: make one on the page Finetune, or add a .needle file.' : models.needle?.hint ?? 'There is no model yet.');
 }
 
 async function addModel(file) {
