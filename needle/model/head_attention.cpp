@@ -4,12 +4,11 @@
 #include <cmath>
 #include <vector>
 
-#include <ATen/Parallel.h>
-
 #include "needle/core/error.h"
 #include "needle/model/blas.h"
 #include "needle/model/kernels/kernels.h"
 #include "needle/model/product.h"
+#include "needle/model/shared_tasks.h"
 #include "needle/model/tile_heads.h"
 
 namespace needle {
@@ -184,25 +183,23 @@ void tiled_forward(const Problem& problem, const torch::Tensor& q, const torch::
   const auto* v_data = v.const_data_ptr<float>();
   auto* out = result.attended.data_ptr<at::BFloat16>();
   auto* weights = result.weights.data_ptr<at::BFloat16>();
-  at::parallel_for(0, problem.B * K, 1, [&](std::int64_t first, std::int64_t last) {
-    TileHeads heads(row_kernels());
-    for (std::int64_t kv = first; kv < last; ++kv) {
-      const std::int64_t b = kv / K, first_head = kv % K * problem.group();
-      for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
-        if (range.keys > 0) {
-          heads.take_forward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+  share_tasks(problem.B * K, [&](std::int64_t kv) {
+    thread_local TileHeads heads(row_kernels());
+    const std::int64_t b = kv / K, first_head = kv % K * problem.group();
+    for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+      if (range.keys > 0) {
+        heads.take_forward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+      }
+      for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
+        auto* range_out = out + (b * T + range.first_query) * H * D + h * D;
+        if (range.keys == 0) {
+          mean_of_values(problem, range, v_data + kv * S * D, range_out);
+          continue;
         }
-        for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
-          auto* range_out = out + (b * T + range.first_query) * H * D + h * D;
-          if (range.keys == 0) {
-            mean_of_values(problem, range, v_data + kv * S * D, range_out);
-            continue;
-          }
-          auto* range_weights = weights + range.weights + h * range.queries * range.keys;
-          heads.forward(
-              queries_of(problem, range, q_data + ((b * H + h) * T + range.first_query) * D),
-              bits_of(range_weights), bits_of(range_out));
-        }
+        auto* range_weights = weights + range.weights + h * range.queries * range.keys;
+        heads.forward(
+            queries_of(problem, range, q_data + ((b * H + h) * T + range.first_query) * D),
+            bits_of(range_weights), bits_of(range_out));
       }
     }
   });
@@ -231,21 +228,19 @@ HeadAttention head_attention(const torch::Tensor& q, const torch::Tensor& k, con
   const auto* v_data = v.const_data_ptr<float>();
   auto* out = result.attended.data_ptr<float>();
   auto* weights = result.weights.data_ptr<float>();
-  at::parallel_for(0, B * H, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t task = first; task < last; ++task) {
-      const std::int64_t b = task / H, h = task % H, kv = b * K + h / problem.group();
-      for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
-        auto* range_out = out + (b * T + range.first_query) * H * D + h * D;
-        if (range.keys == 0) {
-          mean_of_values(problem, range, v_data + kv * S * D, range_out);
-          continue;
-        }
-        const HeadTask head{problem, range, q_data + (task * T + range.first_query) * D,
-                            k_data + (kv * S + range.first_key) * D,
-                            v_data + (kv * S + range.first_key) * D};
-        forward_head(head, kernels, weights + range.weights + h * range.queries * range.keys,
-                     range_out);
+  share_tasks(B * H, [&](std::int64_t task) {
+    const std::int64_t b = task / H, h = task % H, kv = b * K + h / problem.group();
+    for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+      auto* range_out = out + (b * T + range.first_query) * H * D + h * D;
+      if (range.keys == 0) {
+        mean_of_values(problem, range, v_data + kv * S * D, range_out);
+        continue;
       }
+      const HeadTask head{problem, range, q_data + (task * T + range.first_query) * D,
+                          k_data + (kv * S + range.first_key) * D,
+                          v_data + (kv * S + range.first_key) * D};
+      forward_head(head, kernels, weights + range.weights + h * range.queries * range.keys,
+                   range_out);
     }
   });
   result.attended = as_factor(result.attended, factors);
@@ -275,35 +270,33 @@ HeadAttentionGrad head_attention_backward(const torch::Tensor& attended_grad,
   auto* v_grad = result.v.data_ptr<float>();
   const std::int64_t most_keys = problem.most_keys();
   // A key/value head's gradient is the sum over its query heads and ranges: one thread takes all.
-  at::parallel_for(0, B * K, 1, [&](std::int64_t first, std::int64_t last) {
-    TileHeads heads(kernels);
-    std::vector<float> scratch(tiled ? 0 : static_cast<std::size_t>(kBlockRows * most_keys));
-    for (std::int64_t kv = first; kv < last; ++kv) {
-      const std::int64_t b = kv / K, first_head = kv % K * problem.group();
-      for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
-        if (tiled && range.keys > 0) {
-          heads.take_backward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+  share_tasks(B * K, [&](std::int64_t kv) {
+    thread_local TileHeads heads(row_kernels());
+    thread_local std::vector<float> scratch;
+    scratch.resize(tiled ? 0 : static_cast<std::size_t>(kBlockRows * most_keys));
+    const std::int64_t b = kv / K, first_head = kv % K * problem.group();
+    for (const HeadRange& range : problem.ranges[static_cast<std::size_t>(b)]) {
+      if (tiled && range.keys > 0) {
+        heads.take_backward(keys_of(problem, range, k_data + kv * S * D, v_data + kv * S * D));
+      }
+      for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
+        const auto* range_grad = grad + (b * T + range.first_query) * H * D + h * D;
+        const std::int64_t query = ((b * H + h) * T + range.first_query) * D;
+        if (range.keys == 0) {
+          std::fill_n(q_grad + query, range.queries * D, 0.0F);
+          mean_of_values_backward(problem, range, range_grad, v_grad + kv * S * D);
+          continue;
         }
-        for (std::int64_t h = first_head; h < first_head + problem.group(); ++h) {
-          const auto* range_grad = grad + (b * T + range.first_query) * H * D + h * D;
-          const std::int64_t query = ((b * H + h) * T + range.first_query) * D;
-          if (range.keys == 0) {
-            std::fill_n(q_grad + query, range.queries * D, 0.0F);
-            mean_of_values_backward(problem, range, range_grad, v_grad + kv * S * D);
-            continue;
-          }
-          const std::int64_t key = (kv * S + range.first_key) * D;
-          const std::int64_t place = range.weights + h * range.queries * range.keys;
-          const TileHeadGrads grads{q_grad + query, k_grad + key, v_grad + key};
-          if (tiled) {
-            heads.backward(queries_of(problem, range, q_data + query),
-                           bits_of(weights.const_data_ptr<at::BFloat16>()) + place, range_grad,
-                           grads);
-          } else {
-            backward_head({problem, range, q_data + query, k_data + key, v_data + key}, kernels,
-                          weights.const_data_ptr<float>() + place, range_grad, grads,
-                          scratch.data());
-          }
+        const std::int64_t key = (kv * S + range.first_key) * D;
+        const std::int64_t place = range.weights + h * range.queries * range.keys;
+        const TileHeadGrads grads{q_grad + query, k_grad + key, v_grad + key};
+        if (tiled) {
+          heads.backward(queries_of(problem, range, q_data + query),
+                         bits_of(weights.const_data_ptr<at::BFloat16>()) + place, range_grad,
+                         grads);
+        } else {
+          backward_head({problem, range, q_data + query, k_data + key, v_data + key}, kernels,
+                        weights.const_data_ptr<float>() + place, range_grad, grads, scratch.data());
         }
       }
     }

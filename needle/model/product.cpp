@@ -7,6 +7,7 @@
 #include "needle/core/error.h"
 #include "needle/model/blas.h"
 #include "needle/model/kernels/tile_product.h"
+#include "needle/model/shared_tasks.h"
 
 namespace needle {
 namespace {
@@ -56,8 +57,8 @@ TileSource rows_from(const TileSource& source, std::int64_t row) {
 // The right factor is packed once by all threads; each packs its own rows of the left one. Packed
 // factors stay allocated: 2 bytes a value of the largest.
 void multiply_on_tiles(torch::Tensor& result, const torch::Tensor& a, const torch::Tensor& b,
-                       const TileProduct& scales) {
-  constexpr std::int64_t kMostValues = 1 << 18;  // of the left factor at a time, half a megabyte
+                       const ScaledProduct& scales) {
+  constexpr std::int64_t kMostValues = 1 << 17;  // of the left factor at a time, a quarter megabyte
   constexpr std::int64_t kWidth = TileFactor::kWidth;
   const std::int64_t rows = result.size(0), columns = result.size(1), inner = a.size(1);
   const TileSource left_source = source_of(a), right_source = source_of(b);
@@ -67,20 +68,16 @@ void multiply_on_tiles(torch::Tensor& result, const torch::Tensor& a, const torc
   at::parallel_for(0, right.panels(), 4, [&](std::int64_t first, std::int64_t last) {
     right.pack_panels(right_source, columns, first, last);
   });
-  const auto blocks_of = [](std::int64_t count) { return (count + kWidth - 1) / kWidth; };
-  const std::int64_t share = blocks_of((rows + at::get_num_threads() - 1) / at::get_num_threads());
-  const std::int64_t step =
-      kWidth * std::clamp<std::int64_t>(kMostValues / (inner * kWidth), 1, share);
+  const std::int64_t step = kWidth * std::max<std::int64_t>(kMostValues / (inner * kWidth), 1);
   auto* data = result.data_ptr<float>();
-  at::parallel_for(0, (rows + step - 1) / step, 1, [&](std::int64_t first, std::int64_t last) {
+  share_tasks((rows + step - 1) / step, [&](std::int64_t task) {
     thread_local TileLeft left;
-    for (std::int64_t row = first * step; row < std::min(rows, last * step); row += step) {
-      TileProduct part = scales;
-      part.rows = std::min(step, rows - row);
-      part.columns = columns;
-      left.pack(rows_from(left_source, row), part.rows, inner);
-      multiply_tiles(part, left, right, data + row * columns, columns);
-    }
+    const std::int64_t row = task * step;
+    ScaledProduct part = scales;
+    part.rows = std::min(step, rows - row);
+    part.columns = columns;
+    left.pack(rows_from(left_source, row), part.rows, inner);
+    multiply_tiles(part, left, right, data + row * columns, columns);
   });
 }
 

@@ -19,6 +19,7 @@
 #include "needle/core/cpu_features.h"
 #include "needle/core/error.h"
 #include "needle/core/log.h"
+#include "needle/model/kernels/tile_product.h"
 #include "needle/train/device_plugin.h"
 
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
@@ -170,7 +171,12 @@ torch::ScalarType choose_compute_dtype(ComputeDtype choice, const torch::Device&
   return choice == ComputeDtype::kBfloat16 ? torch::kBFloat16 : torch::kFloat32;
 }
 
-std::int64_t loss_block_rows(const torch::Device& device) { return device.is_cpu() ? 256 : 8192; }
+std::int64_t loss_block_rows(const torch::Device& device, torch::ScalarType factors) {
+  if (device.is_cpu()) {
+    return factors == torch::kBFloat16 && has_tile_products() ? 1024 : 256;
+  }
+  return 8192;
+}
 
 void synchronize(const torch::Device& device) {
   if (device.is_cpu()) {

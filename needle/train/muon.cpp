@@ -12,6 +12,7 @@
 #include "needle/model/kernels/kernels.h"
 #include "needle/model/kernels/tile_product.h"
 #include "needle/model/product.h"
+#include "needle/model/shared_tasks.h"
 #include "needle/train/device.h"
 
 namespace needle {
@@ -159,44 +160,59 @@ torch::Tensor rounded_newton_schulz(torch::Tensor x, std::int64_t steps) {
   return x;
 }
 
-// The same where the CPU has tiles, lower halves alone: of a 512 x 512 matrix a step is then four
-// products of half the size and packing that costs a fifth of them.
-torch::Tensor tiled_newton_schulz(torch::Tensor x, std::int64_t steps) {
-  x = x / (torch::linalg_vector_norm(x, 2, torch::IntArrayRef{1, 2}, /*keepdim=*/true) + 1e-7);
-  const std::int64_t rows = x.size(1), columns = x.size(2);
-  auto* data = x.data_ptr<float>();
-  at::parallel_for(0, x.size(0), 1, [&](std::int64_t first, std::int64_t last) {
-    std::vector<float> gram(static_cast<std::size_t>(rows * rows));
-    TileLeft left;
-    TileRight right;
-    const TileSource square{.wide = gram.data(), .stride = rows};
-    for (std::int64_t n = first; n < last; ++n) {
-      float* matrix = data + n * rows * columns;
-      const TileSource wide{.wide = matrix, .stride = columns};
-      for (std::int64_t i = 0; i < steps; ++i) {
-        left.pack(wide, rows, columns);
-        right.pack({.wide = matrix, .stride = columns, .transposed = true}, columns, rows);
-        multiply_tiles({.rows = rows, .columns = rows, .lower = true}, left, right, gram.data(),
-                       rows);
-        mirror_lower(gram.data(), rows);
-        left.pack(square, rows, rows);
-        right.pack(square, rows, rows);
-        multiply_tiles({.rows = rows,
-                        .columns = rows,
-                        .alpha = static_cast<float>(kC),
-                        .beta = static_cast<float>(kB),
-                        .lower = true},
-                       left, right, gram.data(), rows);
-        mirror_lower(gram.data(), rows);
-        left.pack(square, rows, rows);
-        right.pack(wide, rows, columns);
-        multiply_tiles(
-            {.rows = rows, .columns = columns, .alpha = 1.0F, .beta = static_cast<float>(kA)}, left,
-            right, matrix, columns);
-      }
-    }
+// Buffers of one thread for the steps below.
+struct TileRoom {
+  std::vector<float> gram;
+  TileLeft left;
+  TileRight right;
+};
+
+// One matrix, rows <= columns, in place, with products of bfloat16 factors and sums of float32 on
+// tiles. Lower halves alone: a step is then four products of half the size.
+void tiled_newton_schulz(float* matrix, std::int64_t rows, std::int64_t columns, std::int64_t steps,
+                         TileRoom& room) {
+  room.gram.resize(static_cast<std::size_t>(rows * rows));
+  auto& [gram, left, right] = room;
+  const TileSource square{.wide = gram.data(), .stride = rows};
+  const TileSource wide{.wide = matrix, .stride = columns};
+  for (std::int64_t i = 0; i < steps; ++i) {
+    left.pack(wide, rows, columns);
+    right.pack({.wide = matrix, .stride = columns, .transposed = true}, columns, rows);
+    multiply_tiles({.rows = rows, .columns = rows, .lower = true}, left, right, gram.data(), rows);
+    mirror_lower(gram.data(), rows);
+    left.pack(square, rows, rows);
+    right.pack(square, rows, rows);
+    multiply_tiles({.rows = rows,
+                    .columns = rows,
+                    .alpha = static_cast<float>(kC),
+                    .beta = static_cast<float>(kB),
+                    .lower = true},
+                   left, right, gram.data(), rows);
+    mirror_lower(gram.data(), rows);
+    left.pack(square, rows, rows);
+    right.pack(wide, rows, columns);
+    multiply_tiles(
+        {.rows = rows, .columns = columns, .alpha = 1.0F, .beta = static_cast<float>(kA)}, left,
+        right, matrix, columns);
+  }
+}
+
+// Each matrix by one thread from its gradient to the end, in its cache.
+std::vector<torch::Tensor> tiled_orthogonalize(const std::vector<torch::Tensor>& gradients,
+                                               std::int64_t steps) {
+  std::vector<torch::Tensor> results(gradients.size());
+  share_tasks(static_cast<std::int64_t>(gradients.size()), [&](std::int64_t task) {
+    thread_local TileRoom room;
+    const torch::NoGradGuard no_grad;
+    const auto place = static_cast<std::size_t>(task);
+    const auto& gradient = gradients[place];
+    const bool tall = gradient.size(0) > gradient.size(1);
+    auto x = (tall ? gradient.t() : gradient).contiguous();
+    x = x / (torch::linalg_vector_norm(x) + 1e-7);
+    tiled_newton_schulz(x.data_ptr<float>(), x.size(0), x.size(1), steps, room);
+    results[place] = tall ? x.t().contiguous() : x;
   });
-  return x;
+  return results;
 }
 
 // Momentum, look-ahead, decay and step of one matrix in one pass.
@@ -228,13 +244,13 @@ NewtonSchulzDtype fastest_dtype(const torch::Device& device) {
              : NewtonSchulzDtype::kFloat32;
 }
 
+NewtonSchulzDtype dtype_of(const OrthogonalizeOptions& options, const torch::Device& device) {
+  return options.dtype == NewtonSchulzDtype::kAuto ? fastest_dtype(device) : options.dtype;
+}
+
 torch::Tensor orthogonalize_stack(const torch::Tensor& stack, const OrthogonalizeOptions& options) {
   const bool on_host = stack.device().is_cpu() && stack.scalar_type() == torch::kFloat32;
-  const auto dtype =
-      options.dtype == NewtonSchulzDtype::kAuto ? fastest_dtype(stack.device()) : options.dtype;
-  if (on_host && dtype == NewtonSchulzDtype::kBfloat16 && has_tile_products()) {
-    return tiled_newton_schulz(stack, options.steps);
-  }
+  const auto dtype = dtype_of(options, stack.device());
   if (on_host && dtype == NewtonSchulzDtype::kBfloat16 && has_rounded_products()) {
     return rounded_newton_schulz(stack, options.steps);
   }
@@ -257,6 +273,13 @@ std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradi
                  gradients[i].dim());
     const auto rows = gradients[i].size(0), columns = gradients[i].size(1);
     groups[{std::min(rows, columns), std::max(rows, columns)}].push_back(i);
+  }
+  if (has_tile_products() &&
+      std::all_of(gradients.begin(), gradients.end(), [&](const auto& matrix) {
+        return matrix.device().is_cpu() && matrix.scalar_type() == torch::kFloat32 &&
+               dtype_of(options, matrix.device()) == NewtonSchulzDtype::kBfloat16;
+      })) {
+    return tiled_orthogonalize(gradients, options.steps);
   }
   std::vector<torch::Tensor> results(gradients.size());
   for (const auto& [shape, members] : groups) {

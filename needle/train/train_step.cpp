@@ -111,14 +111,20 @@ StepReport TrainStep::begin(std::int64_t step, std::span<const Batch> micro_batc
   return report;
 }
 
+// Without the divisors.
+TokenLossOptions TrainStep::loss_options() const {
+  const auto factors = model_->factor_dtype();
+  return {.z_loss = config_.loss.z_loss,
+          .pad_token_id = model_->config().pad_token_id,
+          .block_rows = loss_block_rows(device_, factors),
+          .factors = factors};
+}
+
 // Gradients of the whole step; returns the sums that finish() reads.
 torch::Tensor TrainStep::accumulate(std::span<const Batch> micro_batches,
                                     const ContrastiveBatch* contrastive, const StepCounts* counts,
                                     const StepReport& report) {
-  TokenLossOptions options{.z_loss = config_.loss.z_loss,
-                           .pad_token_id = model_->config().pad_token_id,
-                           .block_rows = loss_block_rows(device_),
-                           .factors = model_->factor_dtype()};
+  TokenLossOptions options = loss_options();
   for (const Batch& batch : micro_batches) {
     options.positions += batch.rows * batch.dec_len;
   }
@@ -311,14 +317,10 @@ torch::Tensor TrainStep::run_recorded(const Batch& host) {
   const auto work = [&] {
     model_->train();
     optimizer_.zero_grad();
-    // Tokens are counted on the device: 0.
-    const LossParts parts = text_loss(unpack_batch(step.input, packed.layout),
-                                      {.z_loss = config_.loss.z_loss,
-                                       .pad_token_id = model_->config().pad_token_id,
-                                       .tokens = 0,
-                                       .positions = host.rows * host.dec_len,
-                                       .block_rows = loss_block_rows(device_),
-                                       .factors = model_->factor_dtype()});
+    TokenLossOptions options = loss_options();
+    options.tokens = 0;  // counted on the device
+    options.positions = host.rows * host.dec_len;
+    const LossParts parts = text_loss(unpack_batch(step.input, packed.layout), options);
     parts.text_loss.backward();
     const auto sums = torch::stack(
         {parts.text_loss.detach(), parts.cross_entropy, parts.z, torch::zeros_like(parts.z)});

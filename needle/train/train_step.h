@@ -137,6 +137,7 @@ class TrainStep {
 
   StepReport begin(std::int64_t step, std::span<const Batch> micro_batches,
                    const ContrastiveBatch* contrastive) const;
+  TokenLossOptions loss_options() const;
   torch::Tensor accumulate(std::span<const Batch> micro_batches,
                            const ContrastiveBatch* contrastive, const StepCounts* counts,
                            const StepReport& report);

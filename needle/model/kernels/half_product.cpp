@@ -168,7 +168,7 @@ void HalfRight::pack_transposed(const float* data, std::int64_t columns, std::in
   }
 }
 
-void multiply_half(const HalfProduct& shape, const HalfLeft& left, const HalfRight& right,
+void multiply_half(const ScaledProduct& shape, const HalfLeft& left, const HalfRight& right,
                    float* result) {
   alignas(64) float tile[kRows * kColumns];
   for (std::int64_t column = 0; column < shape.columns; column += kColumns) {
@@ -194,7 +194,7 @@ void multiply_half(const HalfProduct& shape, const HalfLeft& left, const HalfRig
 void HalfLeft::pack(const float*, std::int64_t, std::int64_t) {}
 void HalfRight::pack(const float*, std::int64_t, std::int64_t) {}
 void HalfRight::pack_transposed(const float*, std::int64_t, std::int64_t) {}
-void multiply_half(const HalfProduct&, const HalfLeft&, const HalfRight&, float*) {}
+void multiply_half(const ScaledProduct&, const HalfLeft&, const HalfRight&, float*) {}
 
 #endif
 }  // namespace needle

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "needle/model/kernels/scaled_product.h"
+
 namespace needle {
 
 bool has_half_products();
@@ -38,16 +40,8 @@ class HalfRight {
   std::vector<std::uint16_t> values_;  // [panels][inner][64]
 };
 
-// result [rows, columns] = alpha left right + beta * result, `columns` values a row. With `lower`,
-// only the tiles of 12 x 64 that touch the lower triangle. Only where has_half_products().
-struct HalfProduct {
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  float alpha = 1.0F;
-  float beta = 0.0F;
-  bool lower = false;
-};
-void multiply_half(const HalfProduct& shape, const HalfLeft& left, const HalfRight& right,
+// `columns` values a row of `result`; blocks are 12 x 64. Only where has_half_products().
+void multiply_half(const ScaledProduct& shape, const HalfLeft& left, const HalfRight& right,
                    float* result);
 
 }  // namespace needle

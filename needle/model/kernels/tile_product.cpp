@@ -299,7 +299,7 @@ void TileRight::pack(const TileSource& source, std::int64_t inner, std::int64_t 
   pack_panels(source, columns, 0, panels());
 }
 
-void multiply_tiles(const TileProduct& shape, const TileLeft& left, const TileRight& right,
+void multiply_tiles(const ScaledProduct& shape, const TileLeft& left, const TileRight& right,
                     float* result, std::int64_t stride) {
   const TileConfig config;
   _tile_loadconfig(&config);
@@ -363,7 +363,8 @@ void TileLeft::pack(const TileSource&, std::int64_t, std::int64_t) {}
 void TileRight::begin(std::int64_t, std::int64_t) {}
 void TileRight::pack_panels(const TileSource&, std::int64_t, std::int64_t, std::int64_t) {}
 void TileRight::pack(const TileSource&, std::int64_t, std::int64_t) {}
-void multiply_tiles(const TileProduct&, const TileLeft&, const TileRight&, float*, std::int64_t) {}
+void multiply_tiles(const ScaledProduct&, const TileLeft&, const TileRight&, float*, std::int64_t) {
+}
 void mirror_lower(float*, std::int64_t) {}
 void round_values(const float*, std::int64_t, std::uint16_t*) {}
 void widen_values(const std::uint16_t*, std::int64_t, float*) {}

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "needle/model/kernels/scaled_product.h"
+
 namespace needle {
 
 // Asks the operating system for the tiles, once. NEEDLE_ISA other than avx512amx hides them.
@@ -59,17 +61,9 @@ class TileRight : public TileFactor {  // [inner, columns]
                    std::int64_t last);
 };
 
-// result [rows, columns] = alpha left right + beta * result, `stride` values from a row to the
-// next. beta 0 does not read `result`. With `lower`, only the blocks of 32 x 32 that touch the
-// lower triangle. Only where has_tile_products().
-struct TileProduct {
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  float alpha = 1.0F;
-  float beta = 0.0F;
-  bool lower = false;
-};
-void multiply_tiles(const TileProduct& shape, const TileLeft& left, const TileRight& right,
+// `stride` values from a row of `result` to the next; blocks are 32 x 32. Only where
+// has_tile_products().
+void multiply_tiles(const ScaledProduct& shape, const TileLeft& left, const TileRight& right,
                     float* result, std::int64_t stride);
 
 // Copies the blocks of 16 x 16 below the diagonal of a square matrix to their place above it.
