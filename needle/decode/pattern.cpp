@@ -190,10 +190,19 @@ class PatternReader {
       return false;
     }
     take("?");  // lazy: the same texts
-    if (peek() == '*' || peek() == '+' || peek() == '?') {
+    if (at_quantifier()) {
       fail("a quantifier behind a quantifier");
     }
     return true;
+  }
+
+  bool at_quantifier() {
+    const std::size_t begin = at_;
+    std::int64_t least = 0, most = 0;
+    const bool found =
+        peek() == '*' || peek() == '+' || peek() == '?' || (peek() == '{' && counted(least, most));
+    at_ = begin;
+    return found;
   }
 
   // {m}, {m,}, {m,n}; any other brace is a character.
@@ -257,13 +266,15 @@ class PatternReader {
     if (peek() == '(') {
       fail("look-around");
     }
-    if (peek() == '*' || peek() == '+' || peek() == '?') {
+    const bool begins = take("^");
+    const bool ends = !begins && take("$");
+    if (at_quantifier()) {
       fail("a quantifier of nothing");
     }
-    if (take("^")) {
+    if (begins) {
       return single(EdgeKind::kTextBegin);
     }
-    if (take("$")) {
+    if (ends) {
       return single(EdgeKind::kTextEnd);
     }
     if (take(".")) {

@@ -188,6 +188,22 @@ TEST(GrammarReportTest, NamesEveryKeywordThatAnswersNeedNotObey) {
                          "schema.properties.d uniqueItems", "schema.properties.e oneOf"));
 }
 
+// What ECMA-262 refuses, too: a brace that counts is no character.
+TEST(GrammarReportTest, QuantifiersOfNothingAreNotReadAsText) {
+  for (const std::string pattern : {"a**", "a*{2}", "a{2}{3}", "a{2}?{3}", "a+?+", "{2}a",
+                                    "(|{2,})", "^*a", "^{2}a", "a$+", "a|?"}) {
+    const auto grammar = grammar_of(R"({"type":"string","pattern":")" + pattern + "\"}");
+    ASSERT_EQ(grammar->unenforced().size(), 1u) << pattern;
+    EXPECT_THAT(grammar->unenforced()[0].reason, HasSubstr("a quantifier")) << pattern;
+  }
+  for (const std::string pattern :
+       {"a{,3}", "{a}", "a{", "a{2,1x}", "(^a)*", "a{2}?", "a{2}b{3}"}) {
+    EXPECT_TRUE(
+        grammar_of(R"({"type":"string","pattern":")" + pattern + "\"}")->unenforced().empty())
+        << pattern;
+  }
+}
+
 TEST(GrammarReportTest, ContradictionsAreErrorsThatNameThePlace) {
   EXPECT_THAT(
       error_of(
