@@ -11,12 +11,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <netinet/in.h>
@@ -162,6 +164,75 @@ class Client {
   int socket_;
 };
 
+// A server that only does the work: what a request takes beside that, no server on this machine can
+// do without.
+class BareSocket {
+ public:
+  // `work(i)`: on the socket's own thread.
+  explicit BareSocket(std::function<void(std::size_t)> work) : work_(std::move(work)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    NEEDLE_CHECK(
+        ::bind(listener_, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
+            ::listen(listener_, 1) == 0 &&
+            ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) == 0,
+        "no port is free");
+    thread_ = std::thread([this] { serve(); });
+    client_ = std::make_unique<Client>(ntohs(address.sin_port));
+  }
+  ~BareSocket() {
+    client_.reset();
+    thread_.join();
+    ::close(listener_);
+  }
+  BareSocket(const BareSocket&) = delete;
+  BareSocket& operator=(const BareSocket&) = delete;
+
+  // Milliseconds from the request's first byte to the reply's last, without the work.
+  double ask(const std::string& request, std::size_t i, std::string reply) {
+    index_ = i;
+    request_bytes_ = request.size();
+    reply_ = std::move(reply);
+    const auto start = Clock::now();
+    client_->ask(request);
+    return milliseconds_since(start) - work_ms_;
+  }
+
+ private:
+  void serve() {
+    const int connection = ::accept(listener_, nullptr, nullptr);
+    const int on = 1;
+    ::setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    for (;;) {
+      std::size_t received = 0;
+      do {
+        char bytes[16384];
+        const ssize_t count = ::recv(connection, bytes, sizeof bytes, 0);
+        if (count <= 0) {
+          ::close(connection);
+          return;
+        }
+        received += static_cast<std::size_t>(count);
+      } while (received < request_bytes_);
+      const auto start = Clock::now();
+      work_(index_);
+      work_ms_ = milliseconds_since(start);
+      ::send(connection, reply_.data(), reply_.size(), MSG_NOSIGNAL);
+    }
+  }
+
+  const std::function<void(std::size_t)> work_;
+  const int listener_ = ::socket(AF_INET, SOCK_STREAM, 0);
+  std::unique_ptr<Client> client_;
+  std::thread thread_;
+  // Written by one side before it sends, read by the other after it received.
+  std::atomic<std::size_t> index_ = 0, request_bytes_ = 1;
+  std::atomic<double> work_ms_ = 0;
+  std::string reply_;
+};
+
 double percentile(std::vector<double> values, double share) {
   if (values.empty()) {
     return 0;
@@ -223,7 +294,8 @@ struct ServerWork {
   std::vector<double>& latencies;  // ms by request
   std::vector<double>& overheads;  // ms by request: what neither the queue nor the model took
   std::unique_ptr<Client> start() const { return std::make_unique<Client>(port); }
-  void run(std::unique_ptr<Client>& client, std::size_t i) const {
+  void run(std::unique_ptr<Client>& client, std::size_t i) const { ask(client, i); }
+  std::string ask(std::unique_ptr<Client>& client, std::size_t i) const {
     const Case& item = cases[i % cases.size()];
     const std::string request = http_request(item, i);
     const auto start = Clock::now();
@@ -240,6 +312,7 @@ struct ServerWork {
     } else {
       overheads[i] = latencies[i] - number(reply, "\"queue_ms\":") - number(reply, "\"model_ms\":");
     }
+    return reply;
   }
   static double number(const std::string& reply, std::string_view key) {
     const std::size_t at = reply.find(key);
@@ -297,6 +370,26 @@ void expect_what_the_engine_says(const runtime::LoadedModel& model, std::vector<
   }
 }
 
+// One client: nothing waits. A bare socket in turns with the server, so that the machine is as noisy
+// for both.
+void ask_alone(const Settings& settings, const ServerWork& work, const EngineWork& bare,
+               Json& report) {
+  std::vector<double> bare_overheads(settings.alone);
+  BareSocket socket([&bare](std::size_t i) { bare.run(0, i); });
+  auto client = work.start();
+  std::size_t count = 0;
+  const auto start = Clock::now();
+  for (; count < settings.alone && milliseconds_since(start) < 2e3 * settings.seconds; ++count) {
+    const std::string reply = work.ask(client, count);
+    bare_overheads[count] =
+        socket.ask(http_request(work.cases[count % work.cases.size()], count), count, reply);
+  }
+  report["alone_requests"] = count;
+  report["alone_latency_ms"] = spread(work.latencies);
+  report["alone_overhead_ms"] = spread(work.overheads);
+  report["bare_socket_overhead_ms"] = spread(bare_overheads);
+}
+
 void run(const Settings& settings) {
   runtime::keep_buffers();  // as the server does: what is compared is the rest
   std::vector<Case> cases = make_cases(256);
@@ -304,17 +397,12 @@ void run(const Settings& settings) {
   expect_what_the_engine_says(model, cases);
   Json report;
   Failures failures;
+  const EngineWork bare{model, cases};
   std::vector<double> latencies(settings.alone), overheads(settings.alone);
-  {
-    const ServerWork work{cases, settings.port, failures, latencies, overheads};
-    report["alone_requests"] = answer(1, 0, settings.alone, settings.seconds, work);
-    report["alone_latency_ms"] = spread(latencies);
-    report["alone_overhead_ms"] = spread(overheads);
-  }
+  ask_alone(settings, {cases, settings.port, failures, latencies, overheads}, bare, report);
   latencies.assign(settings.requests, 0);
   overheads = latencies;
   const ServerWork work{cases, settings.port, failures, latencies, overheads};
-  const EngineWork bare{model, cases};
   Side engine, server;
   // In turns, so that a machine that becomes faster or slower does so for both.
   constexpr std::size_t kRounds = 8;

@@ -4,7 +4,7 @@
 usage: load.py [--bin build/release/bin] [--model FILE.needle] [--clients 32] [--workers N] [--requests 2000] [--alone 500] [--seconds 60] [--json]
 
 First one client asks the server: nothing waits, so what neither the queue nor the model took is what HTTP, JSON and the prompt's
-checks add. Then, in eight turns, the bare engine answers the questions on as many threads as the server has workers, and all clients
+checks add; in turns with it a socket without a server does the same work, which says how much of that is the machine's. Then, in eight turns, the bare engine answers the questions on as many threads as the server has workers, and all clients
 ask the server at once; they share the machine with it. Each reply must repeat its request's tag and carry the calls that the bare
 engine made for the same question; one that does not counts as wrong, one that does not come whole as lost. Every part ends after its
 requests or --seconds, whichever comes first.
@@ -67,6 +67,7 @@ def main():
         print(f"  latency     p50 {report['server_latency_ms']['p50']:.2f} ms, p99 {report['server_latency_ms']['p99']:.2f} ms")
         print(f"one client    p50 {report['alone_latency_ms']['p50']:.3f} ms, p99 {report['alone_latency_ms']['p99']:.3f} ms ({report['alone_requests']} requests)")
         print(f"  added       p50 {report['alone_overhead_ms']['p50']:.3f} ms, p99 {report['alone_overhead_ms']['p99']:.3f} ms to what the model took")
+        print(f"  bare socket p50 {report['bare_socket_overhead_ms']['p50']:.3f} ms, p99 {report['bare_socket_overhead_ms']['p99']:.3f} ms, in turns with it")
         print(f"CPU           {report['engine_cpu_ms']:.2f} ms a request in the bare engine, {report['server_cpu_ms']:.2f} ms in the server, "
               f"{report['client_cpu_ms']:.2f} ms in the clients")
         print(f"replies       {report['lost']} lost, {report['wrong']} wrong, {report['refused']} refused")
