@@ -183,6 +183,9 @@ void add_limit_options(CLI::App& app, ServiceOptions& service) {
       ->check(CLI::Range(1, 1024));
   app.add_option("--queue", service.waiting, "Requests that wait; beyond that 429")
       ->capture_default_str();
+  app.add_flag("--log-requests", service.log_requests,
+               "A line on standard error for each request: route, status, time, X-Request-Id; no "
+               "text of it");
   app.add_option("--deadline-ms", limits.deadline_ms,
                  "Longest time of a request, its wait included (504)")
       ->check(CLI::Range(1, 3'600'000))

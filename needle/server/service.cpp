@@ -111,7 +111,40 @@ bool Service::is_extension(const HttpRequest& request) const {
   return options_.extension != nullptr && options_.extension->owns(request.path);
 }
 
+// The client's own where it can stand in a header and a log line, as proxies and tracers send it.
+std::string Service::request_id(const HttpRequest& request) const {
+  constexpr std::size_t kLongest = 128;
+  const std::string_view given = request.header("X-Request-Id");
+  const bool fit = !given.empty() && given.size() <= kLongest &&
+                   std::ranges::all_of(given, [](char c) { return c > ' ' && c < '\x7f'; });
+  return fit ? std::string(given) : format("req_{}x{}", run_id_, ++requests_);
+}
+
+// "" where nothing is logged.
+std::string Service::logged_name(const HttpRequest& request) const {
+  return options_.log_requests
+             ? format("{} {}", request.method, excerpt(JsonValue::string(request.path), 100))
+             : "";
+}
+
+void Service::log_reply(std::string_view name, int status, double seconds,
+                        std::string_view id) const {
+  if (options_.log_requests) {
+    log_info("{} {} {:.1f} ms req={}", name, status, 1e3 * seconds, id);
+  }
+}
+
 std::optional<HttpReply> Service::check_head(const HttpRequest& request) const {
+  std::optional<HttpReply> refusal = refusal_of_head(request);
+  if (refusal) {
+    const std::string id = request_id(request);
+    log_reply(logged_name(request), refusal->status, 0, id);
+    refusal->headers["X-Request-Id"] = id;
+  }
+  return refusal;
+}
+
+std::optional<HttpReply> Service::refusal_of_head(const HttpRequest& request) const {
   const Route* route = find_route(request.path);
   try {
     if (is_extension(request)) {
@@ -165,14 +198,17 @@ HttpReply Service::handle(const HttpRequest& request) {
   for (const auto& [name, value] : cors_headers(request, options_.access)) {
     reply.headers[name] = value;
   }
+  const std::string id = request_id(request);
+  reply.headers["X-Request-Id"] = id;
   const Route* route = find_route(request.path);
   const std::string_view name = is_extension(request) ? "/playground"
                                 : route == nullptr    ? "other"
                                                       : route->path;
-  const auto count = [this, name, start, status = reply.status] {
-    metrics_.count_reply(
-        name, status,
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  const auto count = [this, name, start, id, logged = logged_name(request), status = reply.status] {
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    metrics_.count_reply(name, status, seconds);
+    log_reply(logged, status, seconds, id);
   };
   if (!reply.stream) {
     count();

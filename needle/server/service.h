@@ -27,6 +27,7 @@ struct ServiceOptions {
   ServerLimits limits;
   std::size_t running = 1;              // requests that models work on at once
   std::size_t waiting = 64;             // more wait for their turn; beyond that 429
+  bool log_requests = false;            // a line each: no text of a request, nor of a reply
   const ToolShelf* shelf = nullptr;     // not owned: tools for requests that name none; may be null
   RouteExtension* extension = nullptr;  // not owned, outlives the service; may be absent
 };
@@ -37,7 +38,7 @@ class Service {
   Service(ModelStore& models, ServiceOptions options);
 
   // The reply to whatever can be refused before the body is read: access, path, method, content
-  // type, announced length.
+  // type, announced length. Like every reply of handle() it has an X-Request-Id.
   std::optional<HttpReply> check_head(const HttpRequest& request) const;
   // Never throws: every failure is a reply in OpenAI's shape. Call it after check_head.
   HttpReply handle(const HttpRequest& request);
@@ -55,6 +56,10 @@ class Service {
   static const Route* find_route(std::string_view path);
 
   bool is_extension(const HttpRequest& request) const;
+  std::optional<HttpReply> refusal_of_head(const HttpRequest& request) const;
+  std::string request_id(const HttpRequest& request) const;
+  std::string logged_name(const HttpRequest& request) const;
+  void log_reply(std::string_view name, int status, double seconds, std::string_view id) const;
   void check_body_head(const HttpRequest& request) const;  // throws ApiError
   HttpReply dispatch(const HttpRequest& request);
   HttpReply chat(const HttpRequest& request);
@@ -81,7 +86,7 @@ class Service {
   Admission admission_;
   ToolReader tool_reader_;
   Metrics metrics_;
-  std::atomic<std::uint64_t> requests_ = 0;
+  mutable std::atomic<std::uint64_t> requests_ = 0;
   std::string run_id_;  // differs between runs, so that ids do
 };
 

@@ -173,7 +173,7 @@ def check_openai(server):
         final = stream.get_final_completion()
     assert final.choices[0].message.tool_calls[0].function.arguments == call.arguments
     raw = client.chat.completions.with_raw_response.create(**question)
-    assert raw.headers["content-type"].startswith("application/json")
+    assert raw.headers["content-type"].startswith("application/json") and whole._request_id.startswith("req_")
     parsed = client.chat.completions.create(model=model, messages=question["messages"], response_format={
         "type": "json_schema", "json_schema": {"name": "when", "schema": SCHEMA}})
     assert json.loads(parsed.choices[0].message.content)["day"] in ("mon", "tue")
@@ -255,12 +255,37 @@ def check_openapi(server):
     raise AssertionError("the validator takes anything")
 
 
+def check_request_ids(server, program, model):
+    """Every reply, a refusal too, has an id: the client's own if it can stand in a log, else a new one; --log-requests writes it."""
+    def id_of(*request, **headers):
+        return server.ask(*request, {name.replace("_", "-"): value for name, value in headers.items()})[0].getheader("X-Request-Id")
+    asked = [("POST", CHAT, chat("a")), ("POST", CHAT, chat("a", n="x")), ("GET", "/health", None), ("GET", "/nothing", None), ("POST", CHAT, b" " * (2 << 20))]
+    ids = [id_of(*request) for request in asked]
+    assert all(ids) and len(set(ids)) == len(ids), ids
+    assert id_of(*asked[0], X_Request_Id="mine-1_2.3") == "mine-1_2.3"
+    for bad in ["", "a b", "x" * 129, "caf\u00e9", "a\x1b[2J"]:
+        assert id_of(*asked[0], X_Request_Id=bad.encode("latin-1")).startswith("req_"), bad
+    with Server(program, "-m", model, "--log-requests") as logging:
+        logging.ask("POST", CHAT, chat("a secret"), {"X-Request-Id": "one"})
+        logging.ask("POST", CHAT, chat("a secret", stream=True), {"X-Request-Id": "two"})
+        logging.ask("GET", "/no%0Asuch%20thing", None, {"X-Request-Id": "three"})
+        logging.stop()
+        until = time.monotonic() + 10
+        while not any("stopped" in line for line in logging.said) and time.monotonic() < until:
+            time.sleep(0.01)
+        lines = [line for line in logging.said if "req=" in line]
+        assert [line.rsplit("req=", 1)[1].strip() for line in lines] == ["one", "two", "three"], logging.said
+        assert f'POST "{CHAT}" 200' in lines[0] and f'POST "{CHAT}" 200' in lines[1] and r'GET "/no\nsuch thing" 404' in lines[2], lines
+        assert not any("secret" in line for line in logging.said)
+        logging.process.poll()
+
+
 def main():
     program, model = sys.argv[1:3]
     need_models([model])
     with tempfile.TemporaryDirectory() as workspace, Server(program, "-m", model, "--workspace", workspace) as server:
         run_checks([check_bad_bodies, check_odd_but_right, check_fields, check_streams, check_openai, check_curl, check_openapi], [server])
-        return run_checks([check_sizes], [server, program, model])
+        return run_checks([check_sizes, check_request_ids], [server, program, model])
 
 
 if __name__ == "__main__":

@@ -174,11 +174,10 @@ class BareSocket {
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t length = sizeof address;
-    NEEDLE_CHECK(
-        ::bind(listener_, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
-            ::listen(listener_, 1) == 0 &&
-            ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) == 0,
-        "no port is free");
+    NEEDLE_CHECK(::bind(listener_, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
+                     ::listen(listener_, 1) == 0 &&
+                     ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) == 0,
+                 "no port is free");
     thread_ = std::thread([this] { serve(); });
     client_ = std::make_unique<Client>(ntohs(address.sin_port));
   }
@@ -370,8 +369,8 @@ void expect_what_the_engine_says(const runtime::LoadedModel& model, std::vector<
   }
 }
 
-// One client: nothing waits. A bare socket in turns with the server, so that the machine is as noisy
-// for both.
+// One client: nothing waits. A bare socket in turns with the server, so that the machine is as
+// noisy for both.
 void ask_alone(const Settings& settings, const ServerWork& work, const EngineWork& bare,
                Json& report) {
   std::vector<double> bare_overheads(settings.alone);
