@@ -17,6 +17,8 @@
 #include "needle/train/run_config.h"
 #include "needle/train/stop_signal.h"
 
+#include "apps/needle_train/exported_engine.h"
+
 namespace needle {
 namespace {
 
@@ -54,9 +56,8 @@ void add_run_options(CLI::App& command, Options& options, std::string& device, b
 // brings this process its device.
 void launch_if_asked(const LaunchFlags& launch) {
   if (launch.ranks > 1 && rank_environment().world == 1) {
-    throw CLI::RuntimeError(launch_ranks({.ranks = launch.ranks,
-                                          .max_restarts = launch.max_restarts,
-                                          .command = launch.command}));
+    throw CLI::RuntimeError(launch_ranks(
+        {.ranks = launch.ranks, .max_restarts = launch.max_restarts, .command = launch.command}));
   }
   load_device_plugins(launch.device_plugins);
 }
@@ -64,6 +65,7 @@ void launch_if_asked(const LaunchFlags& launch) {
 template <typename Options>
 void watch(Options& options, const StopSignal& stop, bool json) {
   options.environment = rank_environment();
+  options.exported_engine = exported_engine;
   options.should_stop = [&stop] { return stop.requested(); };
   if (json) {
     options.on_record = print_line;

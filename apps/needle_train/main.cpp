@@ -17,7 +17,8 @@ int main(int argc, char** argv) {
       "A base model, from plain text rows {\"query\", \"query_seed_text\", \"synthetic_answer\"}:\n"
       "  needle-train pretrain pretrain --data text.jsonl.gz --set train.time_budget_s=600\n"
       "Ctrl-C saves and stops; the same command with --resume goes on, bit for bit.\n"
-      "In several processes, on this host or (torchrun, srun, mpirun) on many; docs/distributed.md:\n"
+      "In several processes, on this host or (torchrun, srun, mpirun) on many; "
+      "docs/distributed.md:\n"
       "  needle-train pretrain my.json --nproc 4 --max-restarts 3\n"
       "Progress goes to stderr, results to stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, "
       "130 stopped.");

@@ -163,7 +163,7 @@ FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, 
   if (!examples.validation.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
       return validate(model, device, tokenizer, serving_prompt(config), data.validation,
-                      config.validate, ranks, options.should_stop);
+                      config.validate, ranks, options.should_stop, options.exported_engine);
     };
   }
   Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));
@@ -192,8 +192,9 @@ FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, 
 
   SavedModel best = load_saved_model(result.summary.best_checkpoint);
   place_model(best.model, config.train);
-  result.finetuned = evaluate_on_test(best.model, best.tokenizer, config, examples.test,
-                                      "finetuned", config.output / "finetuned_answers.jsonl", ranks);
+  result.finetuned =
+      evaluate_on_test(best.model, best.tokenizer, config, examples.test, "finetuned",
+                       config.output / "finetuned_answers.jsonl", ranks);
   announce_evaluation(options, ranks, "finetuned", result.finetuned);
   result.table = comparison_text(result.base, result.finetuned, /*markdown=*/false);
   result.bundle = config.output / "bundle";

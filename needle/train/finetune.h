@@ -11,6 +11,7 @@
 #include "needle/eval/evaluate.h"
 #include "needle/train/run_setup.h"
 #include "needle/train/trainer.h"
+#include "needle/train/validate.h"
 
 namespace needle {
 
@@ -30,6 +31,7 @@ struct FinetuneOptions {
   RankEnvironment environment;  // one process unless told otherwise; after a restart: resumes
   std::function<bool()> should_stop;
   std::function<void(const Json& record)> on_record;
+  ExportedEngine exported_engine;  // answers validations (validate.generate_with); may be empty
 };
 
 struct FinetuneResult {

@@ -1,7 +1,5 @@
 #include "needle/train/pretrain.h"
 
-#include "needle/train/validate.h"
-
 namespace needle {
 
 namespace {
@@ -25,7 +23,7 @@ PretrainResult pretrain_on(Ranks* ranks, RunConfig config, const PretrainOptions
   if (!data.validation.rows.empty()) {
     hooks.validate = [&, device = choose_device(config.train.device)] {
       return validate(model, device, tokenizer, serving_prompt(config), data.validation,
-                      config.validate, ranks, options.should_stop);
+                      config.validate, ranks, options.should_stop, options.exported_engine);
     };
   }
   Trainer trainer(model, tokenizer, config, data.train, std::move(hooks));
@@ -54,7 +52,8 @@ PretrainResult pretrain(const PretrainOptions& options) {
     config.output = options.output;
   }
   const auto ranks = join_ranks(config, options.environment);
-  return with_failure_report(ranks.get(), [&] { return pretrain_on(ranks.get(), config, options); });
+  return with_failure_report(ranks.get(),
+                             [&] { return pretrain_on(ranks.get(), config, options); });
 }
 
 }  // namespace needle

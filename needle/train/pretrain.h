@@ -8,6 +8,7 @@
 #include "needle/core/json.h"
 #include "needle/train/run_setup.h"
 #include "needle/train/trainer.h"
+#include "needle/train/validate.h"
 
 namespace needle {
 
@@ -17,10 +18,11 @@ struct PretrainOptions {
   std::vector<std::string> data;       // JSONL files; empty: those of the config
   std::string output;                  // run folder; empty: that of the config
   bool resume = false;
-  bool dry_run = false;  // say what would happen, write nothing into the run folder
+  bool dry_run = false;         // say what would happen, write nothing into the run folder
   RankEnvironment environment;  // one process unless told otherwise; after a restart: resumes
   std::function<bool()> should_stop;
   std::function<void(const Json& record)> on_record;
+  ExportedEngine exported_engine;  // answers validations (validate.generate_with); may be empty
 };
 
 struct PretrainResult {

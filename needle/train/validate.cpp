@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "needle/core/error.h"
+#include "needle/core/format.h"
 #include "needle/core/json.h"
+#include "needle/core/log.h"
 #include "needle/core/progress.h"
 #include "needle/train/batch_answers.h"
 #include "needle/train/fake_quant_scope.h"
@@ -118,11 +120,12 @@ std::vector<EvalCase> share_of(std::span<const EvalCase> cases, const Ranks& ran
   return share;
 }
 
+using AnswerCases = std::function<Predictions(std::span<const EvalCase>)>;
+
 // Answers until the time is over; some of the cases at least.
-Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
-                           std::span<const EvalCase> cases, const ValidateConfig& config,
-                           bool show_progress, const StopQuestion& should_stop) {
-  const BatchAnswerOptions options{.max_gen_len = config.max_gen_len, .batch_rows = kRowsAtATime};
+Predictions answer_in_time(const AnswerCases& answer, std::span<const EvalCase> cases,
+                           double max_seconds, bool show_progress,
+                           const StopQuestion& should_stop) {
   Predictions predictions;
   std::optional<Progress> progress;
   if (show_progress) {
@@ -132,13 +135,11 @@ Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const Prom
   while (predictions.items.size() < cases.size()) {
     stop_if(should_stop);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    if (config.max_seconds > 0.0 && spent.count() > config.max_seconds &&
-        !predictions.items.empty()) {
+    if (max_seconds > 0.0 && spent.count() > max_seconds && !predictions.items.empty()) {
       break;
     }
     const auto rest = cases.subspan(predictions.items.size());
-    Predictions part = predict_calls_in_batches(
-        model, tokenizer, prompt, rest.first(std::min(rest.size(), kQueriesAtATime)), options);
+    Predictions part = answer(rest.first(std::min(rest.size(), kQueriesAtATime)));
     std::move(part.items.begin(), part.items.end(), std::back_inserter(predictions.items));
     predictions.wall_seconds += part.wall_seconds;
     if (progress) {
@@ -148,16 +149,37 @@ Predictions answer_in_time(Needle& model, const Tokenizer& tokenizer, const Prom
   return predictions;
 }
 
-CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig& prompt,
-                  std::span<const EvalCase> cases, const ValidateConfig& config, Ranks* ranks,
-                  const StopQuestion& should_stop) {
-  const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
+// nullptr: LibTorch answers.
+std::shared_ptr<const Engine> engine_for(const Needle& model, const torch::Device& device,
+                                         const Tokenizer& tokenizer, const PromptConfig& prompt,
+                                         const ValidateConfig& config,
+                                         const ExportedEngine& exported) {
+  const bool possible = exported && config.generate_quant == FakeQuant::kInt4;
+  if (config.generate_with == GenerateWith::kEngine && !possible) {
+    throw ConfigError(
+        format("validate.generate_with = engine: {}; choose model or auto",
+               exported ? "validate.generate_quant must be int4" : "this program has no engine"));
+  }
+  if (!possible || config.generate_with == GenerateWith::kModel ||
+      (config.generate_with == GenerateWith::kAuto && !device.is_cpu())) {
+    return nullptr;
+  }
+  try {
+    return exported(model, tokenizer, prompt);
+  } catch (const Error& error) {
+    log_warning("validation: the model could not be exported ({}); LibTorch answers", error.what());
+    return nullptr;
+  }
+}
+
+CallReport answer(std::span<const EvalCase> cases, const AnswerCases& answer_cases,
+                  const ValidateConfig& config, Ranks* ranks, const StopQuestion& should_stop) {
   if (ranks == nullptr) {
-    const Predictions predictions = answer_in_time(model, tokenizer, prompt, cases, config,
+    const Predictions predictions = answer_in_time(answer_cases, cases, config.max_seconds,
                                                    /*show_progress=*/true, should_stop);
     return score_predictions(cases.first(predictions.items.size()), predictions);
   }
-  const Predictions own = answer_in_time(model, tokenizer, prompt, share_of(cases, *ranks), config,
+  const Predictions own = answer_in_time(answer_cases, share_of(cases, *ranks), config.max_seconds,
                                          ranks->is_first(), {});
   std::vector<std::size_t> answered;
   const Predictions all = exchange(own, *ranks, answered);
@@ -166,6 +188,30 @@ CallReport answer(Needle& model, const Tokenizer& tokenizer, const PromptConfig&
     scored.push_back(cases[place]);
   }
   return score_predictions(scored, all);
+}
+
+CallReport answer(Needle& model, const torch::Device& device, const Tokenizer& tokenizer,
+                  const PromptConfig& prompt, std::span<const EvalCase> cases,
+                  const ValidateConfig& config, Ranks* ranks, const StopQuestion& should_stop,
+                  const ExportedEngine& exported) {
+  const auto engine = engine_for(model, device, tokenizer, prompt, config, exported);
+  if (engine != nullptr) {
+    const FunctionCaller caller(*engine, tokenizer, prompt);
+    const EvaluateOptions options{.max_gen_len = config.max_gen_len,
+                                  .constrain = Constrain::kNone,
+                                  .threads = static_cast<std::size_t>(at::get_num_threads())};
+    return answer(
+        cases, [&](std::span<const EvalCase> some) { return predict_calls(caller, some, options); },
+        config, ranks, should_stop);
+  }
+  const FakeQuantScope quantized(*model, config.generate_quant, FakeQuant::kNone);
+  const BatchAnswerOptions options{.max_gen_len = config.max_gen_len, .batch_rows = kRowsAtATime};
+  return answer(
+      cases,
+      [&](std::span<const EvalCase> some) {
+        return predict_calls_in_batches(model, tokenizer, prompt, some, options);
+      },
+      config, ranks, should_stop);
 }
 
 }  // namespace
@@ -203,14 +249,16 @@ Predictions predict_on_ranks(const FunctionCaller& caller, std::span<const EvalC
 std::vector<Scalar> validate(Needle model, const torch::Device& device, const Tokenizer& tokenizer,
                              const PromptConfig& prompt, const ValidationData& data,
                              const ValidateConfig& config, Ranks* ranks,
-                             const std::function<bool()>& should_stop) {
+                             const std::function<bool()>& should_stop,
+                             const ExportedEngine& exported) {
   const StopQuestion asked = ranks == nullptr ? should_stop : StopQuestion();
   std::vector<Scalar> scores;
   add_perplexity(model, device, data, config, ranks, asked, scores);
   const std::size_t count = at_most(data.examples.size(), config.generate_rows);
   if (count > 0) {
     const std::vector<EvalCase> cases = to_eval_cases(std::span(data.examples).first(count));
-    const CallReport report = answer(model, tokenizer, prompt, cases, config, ranks, asked);
+    const CallReport report =
+        answer(model, device, tokenizer, prompt, cases, config, ranks, asked, exported);
     scores.emplace_back("exact_match", report.strict.exact.ratio());
     scores.emplace_back("call_f1", report.strict.calls.f1());
     scores.emplace_back("single_call_f1", single_call_f1(report));
