@@ -131,17 +131,17 @@ PackedBatch pack_batch(const Batch& batch, const torch::Device& device, std::int
     }
   }
 
-  return {
-      .values = pack_arrays(arrays, batch.rows, device),
-      .layout = {.rows = batch.rows,
-                 .enc_len = batch.enc_len,
-                 .dec_len = batch.dec_len,
-                 .packed = packed,
-                 .weighted = weighted,
-                 .most_segments = of_source > 0 && of_decoder > 0
-                                      ? std::int64_t{std::bit_ceil(static_cast<std::uint64_t>(
-                                            std::max({of_source, of_decoder, std::int64_t{8}})))}
-                                      : 0}};
+  return {.values = pack_arrays(arrays, batch.rows, device),
+          .layout = {.rows = batch.rows,
+                     .enc_len = batch.enc_len,
+                     .dec_len = batch.dec_len,
+                     .packed = packed,
+                     .weighted = weighted,
+                     .most_segments =
+                         of_source > 0 && of_decoder > 0
+                             ? static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(
+                                   std::max({of_source, of_decoder, std::int64_t{8}}))))
+                             : 0}};
 }
 
 DeviceBatch unpack_batch(const torch::Tensor& values, const BatchLayout& layout) {
