@@ -65,8 +65,8 @@ std::vector<BucketPlan> plan_buckets(const std::vector<ParameterCost>& backward_
   std::vector<BucketPlan> buckets;
   std::vector<double> costs;
   for (const ParameterCost& one : backward_order) {
-    const bool starts_late = is_late(one.name) && !buckets.empty() &&
-                             !is_late(buckets.back().names.front());
+    const bool starts_late =
+        is_late(one.name) && !buckets.empty() && !is_late(buckets.back().names.front());
     if (buckets.empty() || starts_late || buckets.back().elements + one.elements > limit) {
       buckets.emplace_back();
       costs.push_back(0.0);
@@ -245,8 +245,8 @@ StepTotals DataParallel::finish_backward(const torch::Tensor& numbers) {
 }
 
 // One exchange for everything that the ranks must agree on: the caller's numbers, the square of the
-// norm, which rank had something that is not finite, whether one wants to stop, and which parameters
-// had a gradient anywhere.
+// norm, which rank had something that is not finite, whether one wants to stop, and which
+// parameters had a gradient anywhere.
 StepTotals DataParallel::sum_numbers(const torch::Tensor& numbers, const torch::Tensor& square) {
   const auto options = numbers.options();
   const auto own = torch::cat({numbers.flatten(), check_.view({1})});

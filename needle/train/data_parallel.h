@@ -27,8 +27,8 @@ namespace needle {
 
 // What the ranks agree on after a backward pass; the same on all of them.
 struct StepTotals {
-  std::vector<double> sums;  // of the numbers that each gave, added up
-  double grad_norm = 0.0;    // over all gradients, before clipping
+  std::vector<double> sums;             // of the numbers that each gave, added up
+  double grad_norm = 0.0;               // over all gradients, before clipping
   std::vector<std::int64_t> bad_ranks;  // that contributed a number or gradient that is not finite
   bool stop = false;                    // some rank wants to stop: all stop after this step
 };
@@ -54,8 +54,8 @@ class DataParallel {
   void last_backward_follows();
   // Told to the others with the step's totals.
   void want_stop(bool stop) { want_stop_ = stop; }
-  // Sends what has not left yet and waits. `numbers`: float32 [n] on the model's device, summed over
-  // ranks. Afterwards the owned parameters have their gradients, and no others any.
+  // Sends what has not left yet and waits. `numbers`: float32 [n] on the model's device, summed
+  // over ranks. Afterwards the owned parameters have their gradients, and no others any.
   StepTotals finish_backward(const torch::Tensor& numbers);
   // After the optimiser's step on every rank.
   void share_parameters();

@@ -180,8 +180,7 @@ void forward_output(Process& process) {
     process.line.append(buffer.data(), static_cast<std::size_t>(got));
   }
   for (std::size_t end = 0; (end = process.line.find('\n')) != std::string::npos;) {
-    const std::string line =
-        format("[rank {}] {}\n", process.rank, process.line.substr(0, end));
+    const std::string line = format("[rank {}] {}\n", process.rank, process.line.substr(0, end));
     process.line.erase(0, end + 1);
     if (write(STDERR_FILENO, line.data(), line.size()) < 0) {
       return;

@@ -50,8 +50,8 @@ PerplexityReport measure_perplexity(Needle model, const torch::Device& device,
     totals = torch::stack(sums).cpu().to(torch::kFloat64).view({-1, totals.size(0)}).sum(0);
   }
   if (ranks != nullptr) {
-    auto all = torch::cat(
-        {totals, torch::full({1}, static_cast<double>(report.tokens), torch::kFloat64)});
+    auto all =
+        torch::cat({totals, torch::full({1}, static_cast<double>(report.tokens), torch::kFloat64)});
     ranks->sum(all);
     totals = all.narrow(0, 0, totals.size(0));
     report.tokens = std::llround(all[-1].item<double>());

@@ -22,17 +22,17 @@ class Reader {
   std::int64_t number(const std::string& name) const {
     const auto value = lookup_(name);
     if (!value) {
-      throw ConfigError(format(
-          "environment variable {} is not set, though others of its launcher are; start the "
-          "program with torchrun, srun, mpirun or needle-train --nproc",
-          name));
+      throw ConfigError(
+          format("environment variable {} is not set, though others of its launcher are; start the "
+                 "program with torchrun, srun, mpirun or needle-train --nproc",
+                 name));
     }
     std::int64_t result = 0;
     const char* const end = value->data() + value->size();
     const auto [rest, error] = std::from_chars(value->data(), end, result);
     if (error != std::errc() || rest != end || result < 0) {
-      throw ConfigError(format("environment variable {}={}: expected a number of 0 or more", name,
-                               *value));
+      throw ConfigError(
+          format("environment variable {}={}: expected a number of 0 or more", name, *value));
     }
     return result;
   }
@@ -69,10 +69,11 @@ void read_torchrun(const Reader& reader, RankEnvironment& env) {
 void read_slurm(const Reader& reader, RankEnvironment& env) {
   env.launcher = "srun";
   env.rank = reader.number("SLURM_PROCID");
-  env.world = reader.number(reader.has("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS"
-                                                               : "SLURM_NTASKS");
+  env.world =
+      reader.number(reader.has("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS");
   env.local_rank = reader.number("SLURM_LOCALID");
-  const std::string nodes = reader.text("SLURM_STEP_NODELIST", reader.text("SLURM_JOB_NODELIST", ""));
+  const std::string nodes =
+      reader.text("SLURM_STEP_NODELIST", reader.text("SLURM_JOB_NODELIST", ""));
   env.local_world = env.world;
   if (reader.has("SLURM_STEP_TASKS_PER_NODE") && reader.has("SLURM_NODEID")) {
     const std::string tasks = reader.text("SLURM_STEP_TASKS_PER_NODE", "");

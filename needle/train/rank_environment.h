@@ -35,7 +35,8 @@ RankEnvironment rank_environment();  // of this process
 // The first host of SLURM's list: "node[03-05,9],x1" -> "node03".
 std::string first_slurm_host(std::string_view nodelist);
 
-// Tasks on one node of SLURM's list: ("2(x3),1", 3) -> 1. Throws ConfigError if it has no such node.
+// Tasks on one node of SLURM's list: ("2(x3),1", 3) -> 1. Throws ConfigError if it has no such
+// node.
 std::int64_t slurm_tasks_of_node(std::string_view counts, std::int64_t node);
 
 }  // namespace needle

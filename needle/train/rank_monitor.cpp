@@ -101,9 +101,10 @@ struct RankMonitor::State {
   // The board's host may be frozen: its socket is open, and an answer never comes.
   void judge_board() {
     if (beating && status == "runs" && seconds_since(*beating) > options.silence_s) {
-      fail(format("{}, which keeps the ranks in touch, has not answered for {:.0f} s: it is frozen "
-                  "or cannot be reached",
-                  board_owner(), seconds_since(*beating)));
+      fail(
+          format("{}, which keeps the ranks in touch, has not answered for {:.0f} s: it is frozen "
+                 "or cannot be reached",
+                 board_owner(), seconds_since(*beating)));
     }
   }
 
@@ -138,9 +139,10 @@ struct RankMonitor::State {
     if (peer.sign.status == "failed") {
       fail(format("{} stopped: {}", name_of(other), peer.sign.text));
     } else if (peer.seen && seconds_since(peer.heard) > options.silence_s) {
-      fail(format("{} gave no sign of life for {:.0f} s: it was killed, is frozen or cannot be "
-                  "reached",
-                  name_of(other), seconds_since(peer.heard)));
+      fail(
+          format("{} gave no sign of life for {:.0f} s: it was killed, is frozen or cannot be "
+                 "reached",
+                 name_of(other), seconds_since(peer.heard)));
     } else if (!peer.seen && seconds_since(start) > options.silence_s + options.progress_s) {
       fail(format("{} never came", name_of(other)));
     } else if (peer.sign.collectives < collectives.load() &&
@@ -173,9 +175,9 @@ struct RankMonitor::State {
       peer.slow_told = slow && peer.slow_told;
       if (peer.slow_beats >= options.slow_beats && !peer.slow_told) {
         peer.slow_told = true;
-        messages.push_back(format(
-            "{} is slow: {:.0f} ms of work a step, the median rank {:.0f}; all wait for it",
-            name_of(static_cast<std::int64_t>(i)), peer.sign.step_ms, *middle));
+        messages.push_back(
+            format("{} is slow: {:.0f} ms of work a step, the median rank {:.0f}; all wait for it",
+                   name_of(static_cast<std::int64_t>(i)), peer.sign.step_ms, *middle));
       }
     }
     return messages;
@@ -234,9 +236,10 @@ struct RankMonitor::State {
         if (status == "runs" && !all_others_ended()) {
           std::string reason = error.what();
           reason = reason.substr(0, reason.find('\n'));
-          fail(format("{}, which keeps the ranks in touch, cannot be reached any more: it was "
-                      "killed, is frozen or its host is gone ({})",
-                      board_owner(), reason));
+          fail(
+              format("{}, which keeps the ranks in touch, cannot be reached any more: it was "
+                     "killed, is frozen or its host is gone ({})",
+                     board_owner(), reason));
         }
         changed.notify_all();
         return;

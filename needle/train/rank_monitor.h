@@ -30,7 +30,7 @@ struct RankMonitorOptions {
   double progress_s = 1800;  // with signs of life, but no collective for so long: it hangs
   double slow_factor = 1.5;  // a step of its own work above so many medians is slow ...
   int slow_beats = 10;       // ... if it was so at so many beats in a row
-  std::string board_owner;  // who serves the board; empty: rank 0
+  std::string board_owner;   // who serves the board; empty: rank 0
   std::function<void(const std::string& text)> on_slow;  // from the monitor's thread
 };
 
@@ -43,10 +43,10 @@ class RankMonitor {
   RankMonitor(const RankMonitor&) = delete;
   RankMonitor& operator=(const RankMonitor&) = delete;
 
-  void passed_collective();           // this rank has started another one
-  void worked(double step_seconds);   // own work of a step, waiting for others left out
+  void passed_collective();                     // this rank has started another one
+  void worked(double step_seconds);             // own work of a step, waiting for others left out
   void post_failure(std::string_view message);  // tells the others why this rank ends; at once
-  void post_end();                    // this rank is through: its silence is no failure
+  void post_end();                              // this rank is through: its silence is no failure
 
   bool others_ended(double patience_s) const;  // waits for it, `patience_s` at most
 

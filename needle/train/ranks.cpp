@@ -37,9 +37,7 @@ std::chrono::milliseconds to_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(1000.0 * seconds));
 }
 
-std::string text_of(const std::vector<std::uint8_t>& bytes) {
-  return {bytes.begin(), bytes.end()};
-}
+std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
@@ -236,9 +234,7 @@ struct Ranks::Impl {
   BackendPointer group_of(const torch::Tensor& tensor) const {
     return tensor.is_cpu() || !device_group ? host_group : device_group;
   }
-  bool through_host(const torch::Tensor& tensor) const {
-    return !tensor.is_cpu() && !device_group;
-  }
+  bool through_host(const torch::Tensor& tensor) const { return !tensor.is_cpu() && !device_group; }
 
   [[noreturn]] void fail(const std::string& what) {
     failed = true;
@@ -331,9 +327,8 @@ std::unique_ptr<Ranks> Ranks::join(const RankEnvironment& environment, const tor
   impl->env = environment;
   impl->options = options;
   impl->store = connect(environment, std::max(options.silence_s, 60.0), /*serve=*/true);
-  RankMonitorOptions watch{.beat_s = options.beat_s,
-                           .silence_s = options.silence_s,
-                           .progress_s = options.progress_s};
+  RankMonitorOptions watch{
+      .beat_s = options.beat_s, .silence_s = options.silence_s, .progress_s = options.progress_s};
   if (environment.hosted_store) {
     watch.board_owner = "the launcher's store";
   }
@@ -476,10 +471,10 @@ std::string device_of_rank(const std::string& name, const RankEnvironment& envir
     return name;
   }
   const torch::Device device = choose_device(name);
-  return device.is_cpu() ? "cpu"
-                         : torch::Device(device.type(),
-                                         static_cast<c10::DeviceIndex>(environment.local_rank))
-                               .str();
+  return device.is_cpu()
+             ? "cpu"
+             : torch::Device(device.type(), static_cast<c10::DeviceIndex>(environment.local_rank))
+                   .str();
 }
 
 }  // namespace needle

@@ -50,7 +50,7 @@ class Ranks {
   const RankEnvironment& environment() const;
 
   // float32, float64 or int64, contiguous, any device of this run (float64: on the CPU).
-  void sum(torch::Tensor& tensor);                                   // on every rank
+  void sum(torch::Tensor& tensor);                                         // on every rank
   PendingExchange start_sum_at(torch::Tensor& tensor, std::int64_t root);  // elsewhere undefined
   PendingExchange start_broadcast(torch::Tensor& tensor, std::int64_t root);
   void broadcast(torch::Tensor& tensor, std::int64_t root);
@@ -73,8 +73,8 @@ class Ranks {
   std::unique_ptr<Impl> impl_;
 };
 
-// The device that a rank takes: "cuda", or "auto" where there are GPUs, is "cuda:1" on local rank 1.
-// A name with a number is taken as it is, and the CPU has none.
+// The device that a rank takes: "cuda", or "auto" where there are GPUs, is "cuda:1" on local
+// rank 1. A name with a number is taken as it is, and the CPU has none.
 std::string device_of_rank(const std::string& name, const RankEnvironment& environment);
 
 }  // namespace needle

@@ -104,7 +104,8 @@ TEST(RankEnvironmentTest, SlurmHostsMayDifferInTheirTasks) {
   EXPECT_EQ(slurm_tasks_of_node("4", 0), 4);
   EXPECT_EQ(slurm_tasks_of_node("2(x3),1", 2), 2);
   EXPECT_EQ(slurm_tasks_of_node("2(x3),1", 3), 1);
-  for (const char* const counts : {"2(x3),1", "", "2,", "0", "x", "2(x", "2(x9", "2(x9)z", "2,,1,1,1,1"}) {
+  for (const char* const counts :
+       {"2(x3),1", "", "2,", "0", "x", "2(x", "2(x9", "2(x9)z", "2,,1,1,1,1"}) {
     EXPECT_THROW(slurm_tasks_of_node(counts, 4), ConfigError) << counts;
   }
   const RankEnvironment env = read({{"SLURM_PROCID", "2"},
