@@ -86,8 +86,8 @@ Admission::Outcome Admission::run(Clock::time_point deadline, const std::functio
     return outcome;
   }
   entry->changed.wait(lock, [&] { return entry->done; });
-  if (entry->error) {
-    std::rethrow_exception(entry->error);
+  if (entry->error) {  // taken along: it must not end on the thread that still holds the entry
+    std::rethrow_exception(std::exchange(entry->error, nullptr));
   }
   return outcome;
 }
