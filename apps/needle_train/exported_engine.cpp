@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include "needle/core/error.h"
 #include "needle/core/format.h"
 #include "needle/export/export_weights.h"
 #include "needle/runtime/loaded_model.h"
@@ -15,10 +16,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
+fs::path temporary_folder() {
+  std::error_code failure;
+  const fs::path folder = fs::temp_directory_path(failure);
+  if (failure) {
+    throw FileError(format("no folder for temporary files: {}; set TMPDIR to one that exists",
+                           failure.message()));
+  }
+  return folder;
+}
+
 class TemporaryPath {
  public:
-  TemporaryPath()
-      : path_(fs::temp_directory_path() / format("needle-validation-{}.needle", ::getpid())) {}
+  TemporaryPath() : path_(temporary_folder() / format("needle-validation-{}.needle", ::getpid())) {}
   ~TemporaryPath() {
     std::error_code ignored;
     fs::remove(path_, ignored);

@@ -47,8 +47,8 @@ class Cli(unittest.TestCase):
         shutil.rmtree(cls.folder, ignore_errors=True)
 
     @classmethod
-    def run_program(cls, program, *arguments, stdin="", limit_file_bytes=None):
-        environment = dict(os.environ, NEEDLE_HOME=str(cls.home), HF_HUB_OFFLINE="1")
+    def run_program(cls, program, *arguments, stdin="", limit_file_bytes=None, **variables):
+        environment = dict(os.environ, NEEDLE_HOME=str(cls.home), HF_HUB_OFFLINE="1", **variables)
 
         def limit():
             if limit_file_bytes is not None:
@@ -87,6 +87,17 @@ class Cli(unittest.TestCase):
         readme = (SOURCE / "README.md").read_text()
         for example in (SOURCE / "apps" / "examples").glob("*.cpp"):
             self.assertIn(example.read_text().strip(), readme, f"{example} differs from README.md")
+
+    def test_validations_are_answered_by_the_exported_engine_where_it_can_be_written(self):
+        temporary = self.folder / "temporary"
+        temporary.mkdir()
+        words = self.finetune(self.rows, self.folder / "validated", "--set", "validate.generate_with=engine")
+        done = self.check(self.run_program(*words, TMPDIR=str(temporary)))
+        self.assertNotIn("LibTorch answers", done.stderr)
+        self.assertEqual(list(temporary.iterdir()), [])
+        words = self.finetune(self.rows, self.folder / "validated-by-libtorch")
+        done = self.check(self.run_program(*words, TMPDIR=str(self.folder / "absent")))
+        self.assertIn("set TMPDIR to one that exists); LibTorch answers", done.stderr)
 
     def test_the_whole_road(self):
         run = self.folder / "road"
