@@ -73,6 +73,17 @@ TEST_F(WalledTest, IsFoundByNameAndByAuto) {
   EXPECT_EQ(choose_compute_dtype(ComputeDtype::kAuto, kWalled), torch::kFloat32);
 }
 
+TEST_F(WalledTest, ItsTwoDevicesAreApart) {
+  const torch::Device second(torch::DeviceType::PrivateUse1, 1);
+  const auto one = torch::ones({4}, kWalled), other = torch::ones({4}, second);
+  EXPECT_EQ(one.device(), kWalled);
+  EXPECT_EQ(other.device(), second);
+  EXPECT_EQ((other + other).device(), second);
+  EXPECT_THROW(one + other, c10::Error);
+  EXPECT_EQ(memory_use(second).current_bytes, 4096) << "a page";
+  EXPECT_EQ((one + other.to(kWalled)).sum().item<float>(), 8.0F);
+}
+
 TEST_F(WalledTest, ReportsItsMemory) {
   const MemoryUse before = memory_use(kWalled);
   const auto tensor = torch::empty({1 << 20}, kWalled);
