@@ -16,9 +16,10 @@ namespace {
 
 thread_local bool inside_parallel_for = false;
 
-// Looks at a condition for 0.2 to 0.5 ms, by the length of the CPU's pause, before the caller goes to
-// sleep: parts of a job end some 0.1 ms apart, and to wake a thread takes as long, on a virtual
-// machine longer. With 20 to 50 us, two threads read a prompt of 256 tokens 1.4 times as fast as one.
+// Looks at a condition for 0.2 to 0.5 ms, by the length of the CPU's pause, before the caller goes
+// to sleep: parts of a job end some 0.1 ms apart, and to wake a thread takes as long, on a virtual
+// machine longer. With 20 to 50 us, two threads read a prompt of 256 tokens 1.4 times as fast as
+// one.
 template <typename Condition>
 void spin_until(Condition condition) {
   constexpr int kLooks = 10000;

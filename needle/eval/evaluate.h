@@ -24,7 +24,7 @@ struct EvaluateOptions {
   Grounding grounding = Grounding::kOff;  // with kGrammar
   std::size_t threads = 1;                // requests answered at a time; 0: one per core
   std::size_t keep_failures = 50;
-  bool confidence = false;                // fills Prediction::confidence
+  bool confidence = false;                            // fills Prediction::confidence
   std::function<void(std::size_t done)> on_progress;  // calls take turns, from any thread
 };
 
@@ -34,7 +34,7 @@ struct Prediction {
   StopReason stop = StopReason::kEos;
   std::int64_t cut_tokens = 0;  // of query and tools: they did not fit the prompt
   double prefill_seconds = 0;
-  double seconds = 0;  // the whole request
+  double seconds = 0;                          // the whole request
   std::optional<AnswerConfidence> confidence;  // where it was asked for
 };
 

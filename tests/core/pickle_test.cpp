@@ -46,10 +46,9 @@ bool same(const PickleValue& a, const PickleValue& b) {
   }
   if (const auto* dict = std::get_if<PickleValue::Dict>(&a.value)) {
     const auto& other = std::get<PickleValue::Dict>(b.value);
-    return std::equal(dict->begin(), dict->end(), other.begin(), other.end(),
-                      [](const auto& x, const auto& y) {
-                        return x.key == y.key && same(x.value, y.value);
-                      });
+    return std::equal(
+        dict->begin(), dict->end(), other.begin(), other.end(),
+        [](const auto& x, const auto& y) { return x.key == y.key && same(x.value, y.value); });
   }
   if (const auto* array = std::get_if<PickleArray>(&a.value)) {
     const auto& other = std::get<PickleArray>(b.value);

@@ -175,8 +175,8 @@ TEST(NeedleEvalIntegrationTest, AWeightsFileAnswersAsItsCheckpoint) {
   EXPECT_GT(report.at("speed").at("tokens_per_second").get<double>(), 0.0);
 
   const std::string fitted = (folder / "calibrated.needle").string();
-  const Outcome calibrated = needle_eval(
-      {"calibrate", "--model", weights, "--data", examples(), "-o", fitted, "--json"});
+  const Outcome calibrated =
+      needle_eval({"calibrate", "--model", weights, "--data", examples(), "-o", fitted, "--json"});
   ASSERT_EQ(calibrated.exit_code, 0) << calibrated.err;
   const Json fit = parse_json(calibrated.out, "output");
   EXPECT_GT(fit.at("calibration").at("call").at("examples").get<int>(), 0);

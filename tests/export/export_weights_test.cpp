@@ -164,7 +164,8 @@ TEST_F(ExportTest, BothEnginesRefuseTheSameTokens) {
   const Needle model = random_model(config_);
   export_model(model, {});
   const ModelEngine torch_engine(model);
-  const runtime::RuntimeEngine runtime_engine(runtime::Model::load(std::make_shared<const WeightsFile>(path_)));
+  const runtime::RuntimeEngine runtime_engine(
+      runtime::Model::load(std::make_shared<const WeightsFile>(path_)));
   const auto vocab = static_cast<TokenId>(config_.vocab_size);
   for (const Engine* engine :
        {static_cast<const Engine*>(&torch_engine), static_cast<const Engine*>(&runtime_engine)}) {
