@@ -68,6 +68,7 @@ Json TrainBenchResult::to_json() const {
           {"config", config},
           {"compute_dtype", compute_dtype},
           {"ranks", ranks},
+          {"exchange", exchange},
           {"tokens_per_s", tokens_per_second},
           {"ms_step", step_ms},
           {"ms_step_min", step_ms_min},
@@ -214,7 +215,8 @@ TrainBenchResult train_bench(const TrainBenchOptions& options) {
 
   TrainBenchResult result{.config = options.config,
                           .compute_dtype = c10::toString(model->compute_dtype()),
-                          .ranks = env.world};
+                          .ranks = env.world,
+                          .exchange = ranks ? ranks->exchange() : "none"};
   result.loss = step.run(0, batches, nullptr, &counts).loss;
   const double products_before = product_gflops(model->compute_dtype(), device);
   std::optional<Profile> profile;

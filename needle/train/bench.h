@@ -33,6 +33,7 @@ struct TrainBenchResult {
   std::string config;
   std::string compute_dtype;
   std::int64_t ranks = 1;
+  std::string exchange = "none";   // what carries tensors between ranks: Ranks::exchange()
   double tokens_per_second = 0.0;  // source and decoder positions, padding included
   double step_ms = 0.0;            // median
   double step_ms_min = 0.0;

@@ -10,7 +10,9 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "needle/core/error.h"
+#include "needle/core/log.h"
 #include "needle/model/checkpoint.h"
+#include "needle/train/gradient_sums.h"
 
 namespace needle {
 namespace {
@@ -101,6 +103,9 @@ struct DataParallel::Bucket {
   std::size_t missing = 0;    // not filled yet
   std::int64_t owner = 0;
   PendingExchange exchange;
+  // In shared memory:
+  std::vector<const float*> parts;     // `flat` of every rank
+  std::vector<torch::Tensor> sources;  // the owner's parameters, if that is another rank
 };
 
 class DataParallel::Hook : public torch::autograd::PostAccumulateGradHook {
@@ -121,6 +126,29 @@ class DataParallel::Hook : public torch::autograd::PostAccumulateGradHook {
   std::size_t place_;
 };
 
+namespace {
+
+// Where things lie in the memory that a rank shares: one after the other, from cache line to cache
+// line.
+class Layout {
+ public:
+  std::size_t add(std::int64_t elements) {
+    const std::size_t start = bytes_;
+    bytes_ += (static_cast<std::size_t>(elements) * sizeof(float) + 63) / 64 * 64;
+    return start;
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::size_t bytes_ = 0;
+};
+
+bool is_host_float(const torch::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.scalar_type() == torch::kFloat32 && tensor.is_contiguous();
+}
+
+}  // namespace
+
 DataParallel::DataParallel(Ranks& ranks, const Needle& model)
     : ranks_(ranks), muon_names_(model->kernel_names()) {
   const torch::NoGradGuard no_grad;
@@ -132,9 +160,10 @@ DataParallel::DataParallel(Ranks& ranks, const Needle& model)
     for (const std::string& name : plan.names) {
       bucket->parameters.push_back(parameters.at(name));
     }
-    bucket->flat = torch::zeros(
-        {plan.elements},
-        bucket->parameters.front().options().dtype(torch::kFloat32).requires_grad(false));
+    buckets_.push_back(std::move(bucket));
+  }
+  place_buckets();
+  for (const auto& bucket : buckets_) {
     std::int64_t start = 0;
     for (const torch::Tensor& parameter : bucket->parameters) {
       bucket->views.push_back(
@@ -145,10 +174,84 @@ DataParallel::DataParallel(Ranks& ranks, const Needle& model)
       torch::autograd::impl::set_post_acc_grad_hooks(bucket->parameters[i],
                                                      std::make_unique<Hook>(*this, *bucket, i));
     }
-    buckets_.push_back(std::move(bucket));
   }
-  share_parameters(/*from_first=*/true);
+  share_first_parameters();
   begin_step();
+}
+
+// Makes room for what travels: in memory that all ranks see, if there is such.
+void DataParallel::place_buckets() {
+  bool on_host = true;
+  Layout layout;
+  std::vector<std::int64_t> elements;
+  for (const auto& bucket : buckets_) {
+    std::int64_t sum = 0;
+    for (const torch::Tensor& parameter : bucket->parameters) {
+      sum += parameter.numel();
+      on_host = on_host && is_host_float(parameter);
+    }
+    elements.push_back(sum);
+    layout.add(sum);
+  }
+  SharedExchange* const shared = ranks_.shared();
+  if (shared != nullptr && on_host) {
+    for (const auto& bucket : buckets_) {
+      for (const torch::Tensor& parameter : bucket->parameters) {
+        if (bucket->owner == ranks_.rank()) {
+          layout.add(parameter.numel());
+        }
+      }
+    }
+    std::string reason;
+    memory_ = shared->share(layout.bytes(), reason);
+    if (memory_ != nullptr) {
+      map_buckets(*memory_);
+      return;
+    }
+    log_info("gradients travel through Gloo: no memory to share ({})", reason);
+  }
+  for (std::size_t i = 0; i < buckets_.size(); ++i) {
+    buckets_[i]->flat = torch::zeros(
+        {elements[i]},
+        buckets_[i]->parameters.front().options().dtype(torch::kFloat32).requires_grad(false));
+  }
+}
+
+// Every rank's part: its gradients of all buckets, then the parameters that it owns.
+void DataParallel::map_buckets(SharedMemory& memory) {
+  const auto world = static_cast<std::size_t>(ranks_.world());
+  const auto tensor_at = [&](std::size_t rank, std::size_t start, torch::IntArrayRef sizes) {
+    std::byte* const at = memory.part(static_cast<std::int64_t>(rank)).data() + start;
+    // Whoever holds the tensor keeps the memory.
+    return torch::from_blob(
+        at, sizes, [keep = memory_](void*) {}, torch::kFloat32);
+  };
+  std::vector<Layout> layouts(world);
+  for (const auto& bucket : buckets_) {
+    std::int64_t elements = 0;
+    for (const torch::Tensor& parameter : bucket->parameters) {
+      elements += parameter.numel();
+    }
+    for (std::size_t rank = 0; rank < world; ++rank) {
+      const auto flat = tensor_at(rank, layouts[rank].add(elements), elements);
+      bucket->parts.push_back(flat.const_data_ptr<float>());
+      if (static_cast<std::int64_t>(rank) == ranks_.rank()) {
+        bucket->flat = flat;
+      }
+    }
+  }
+  for (const auto& bucket : buckets_) {
+    const auto owner = static_cast<std::size_t>(bucket->owner);
+    for (torch::Tensor& parameter : bucket->parameters) {
+      const auto place = tensor_at(owner, layouts[owner].add(parameter.numel()), parameter.sizes());
+      if (bucket->owner == ranks_.rank()) {
+        place.copy_(parameter);
+        parameter.set_data(place);
+      } else {
+        bucket->sources.push_back(place);
+      }
+    }
+  }
 }
 
 DataParallel::~DataParallel() {
@@ -187,6 +290,7 @@ void DataParallel::begin_step() {
   next_to_send_ = 0;
   overlap_ = false;
   check_ = torch::zeros({}, buckets_.front()->flat.options());
+  host_check_ = 0.0F;
 }
 
 void DataParallel::last_backward_follows() { overlap_ = true; }
@@ -196,8 +300,16 @@ void DataParallel::fill(Bucket& bucket, std::size_t place) {
     return;
   }
   torch::Tensor& parameter = bucket.parameters[place];
-  if (parameter.grad().defined()) {
-    bucket.views[place].copy_(parameter.grad());
+  if (const torch::Tensor gradient = parameter.grad(); gradient.defined()) {
+    torch::Tensor& view = bucket.views[place];
+    if (is_host_float(gradient) && is_host_float(view)) {
+      host_check_ += copy_and_sum(
+          {gradient.const_data_ptr<float>(), static_cast<std::size_t>(gradient.numel())},
+          view.data_ptr<float>());
+    } else {
+      view.copy_(gradient);
+      check_ += view.sum();
+    }
     bucket.present[place] = true;
     parameter.mutable_grad().reset();
   } else {
@@ -211,8 +323,11 @@ void DataParallel::fill(Bucket& bucket, std::size_t place) {
 void DataParallel::send_ready() {
   while (next_to_send_ < buckets_.size() && buckets_[next_to_send_]->missing == 0) {
     Bucket& bucket = *buckets_[next_to_send_++];
-    check_ += bucket.flat.sum();
-    bucket.exchange = ranks_.start_sum_at(bucket.flat, bucket.owner);
+    if (memory_ != nullptr) {
+      ranks_.shared()->announce(SharedExchange::Event::kGradients);
+    } else {
+      bucket.exchange = ranks_.start_sum_at(bucket.flat, bucket.owner);
+    }
   }
 }
 
@@ -225,15 +340,8 @@ StepTotals DataParallel::finish_backward(const torch::Tensor& numbers) {
     }
   }
   send_ready();
-  std::vector<torch::Tensor> norms{torch::zeros({}, check_.options())};
-  for (const auto& bucket : buckets_) {
-    bucket->exchange->wait();
-    bucket->exchange.reset();
-    if (bucket->owner == ranks_.rank()) {
-      norms.push_back(bucket->flat.norm());
-    }
-  }
-  const StepTotals totals = sum_numbers(numbers, torch::stack(norms).square().sum());
+  check_ += host_check_;
+  const StepTotals totals = sum_numbers(numbers, sum_own_buckets());
   for (const auto& bucket : buckets_) {
     for (std::size_t i = 0; bucket->owner == ranks_.rank() && i < bucket->views.size(); ++i) {
       if (bucket->present[i]) {
@@ -242,6 +350,39 @@ StepTotals DataParallel::finish_backward(const torch::Tensor& numbers) {
     }
   }
   return totals;
+}
+
+// Adds up the gradients of the owned buckets, as they arrive. Returns the sum of their squares,
+// float32 [].
+torch::Tensor DataParallel::sum_own_buckets() {
+  RECORD_USER_SCOPE("step: gradients to owners");
+  double squares = 0.0;
+  std::vector<torch::Tensor> norms{torch::zeros({}, check_.options())};
+  std::uint32_t number = 0;
+  if (memory_ != nullptr) {  // all of this step's are announced by now
+    number = ranks_.shared()->announced(SharedExchange::Event::kGradients) -
+             static_cast<std::uint32_t>(buckets_.size());
+  }
+  for (const auto& bucket : buckets_) {
+    ++number;
+    const bool own = bucket->owner == ranks_.rank();
+    if (bucket->exchange) {
+      bucket->exchange->wait();
+      bucket->exchange.reset();
+    }
+    for (std::int64_t rank = 0; memory_ != nullptr && own && rank < ranks_.world(); ++rank) {
+      ranks_.shared()->await(rank, SharedExchange::Event::kGradients, number);
+    }
+    if (own && is_host_float(bucket->flat)) {
+      float* const sum = bucket->flat.data_ptr<float>();
+      const std::vector<const float*> itself{sum};
+      squares += add_up(memory_ != nullptr ? bucket->parts : itself,
+                        {sum, static_cast<std::size_t>(bucket->flat.numel())});
+    } else if (own) {
+      norms.push_back(bucket->flat.norm());
+    }
+  }
+  return torch::stack(norms).square().sum() + squares;
 }
 
 // One exchange for everything that the ranks must agree on: the caller's numbers, the square of the
@@ -280,21 +421,51 @@ StepTotals DataParallel::sum_numbers(const torch::Tensor& numbers, const torch::
   return totals;
 }
 
-void DataParallel::share_parameters() { share_parameters(/*from_first=*/false); }
-
-void DataParallel::share_parameters(bool from_first) {
+void DataParallel::share_parameters() {
+  RECORD_USER_SCOPE("step: parameters to all");
   const torch::NoGradGuard no_grad;
+  if (memory_ != nullptr) {
+    fetch_parameters();
+    return;
+  }
   for (const auto& bucket : buckets_) {
-    const std::int64_t root = from_first ? 0 : bucket->owner;
-    if (root == ranks_.rank()) {
+    if (bucket->owner == ranks_.rank()) {
       at::_foreach_copy_(bucket->views, bucket->parameters);
     }
-    bucket->exchange = ranks_.start_broadcast(bucket->flat, root);
+    bucket->exchange = ranks_.start_broadcast(bucket->flat, bucket->owner);
   }
   for (const auto& bucket : buckets_) {
     bucket->exchange->wait();
     bucket->exchange.reset();
-    if ((from_first ? 0 : bucket->owner) != ranks_.rank()) {
+    if (bucket->owner != ranks_.rank()) {
+      at::_foreach_copy_(bucket->parameters, bucket->views);
+    }
+  }
+}
+
+// A rank changes its parameters again when all have come to the sum of the next step's numbers, so
+// not before the others have read them here.
+void DataParallel::fetch_parameters() {
+  SharedExchange& shared = *ranks_.shared();
+  shared.announce(SharedExchange::Event::kParameters);
+  const std::uint32_t number = shared.announced(SharedExchange::Event::kParameters);
+  // Each begins behind itself, so that they do not all read one rank's at a time.
+  for (std::int64_t i = 1; i < ranks_.world(); ++i) {
+    const std::int64_t owner = (ranks_.rank() + i) % ranks_.world();
+    shared.await(owner, SharedExchange::Event::kParameters, number);
+    for (const auto& bucket : buckets_) {
+      if (bucket->owner == owner) {
+        at::_foreach_copy_(bucket->parameters, bucket->sources);
+      }
+    }
+  }
+}
+
+void DataParallel::share_first_parameters() {
+  for (const auto& bucket : buckets_) {
+    at::_foreach_copy_(bucket->views, bucket->parameters);
+    ranks_.broadcast(bucket->flat, 0);
+    if (!ranks_.is_first()) {
       at::_foreach_copy_(bucket->parameters, bucket->views);
     }
   }

@@ -6,6 +6,10 @@
 // up; the owner updates it; then it travels to all. Every rank holds all parameters and its own
 // part of the optimiser. On the wire: as much as one all-reduce of the gradients.
 //
+// Ranks that share memory (Ranks::shared) have it hold the buckets of all and each owner's
+// parameters: gradients are added up where their ranks wrote them, and updated parameters read
+// where the optimiser wrote them, one copy less on either side of both ways.
+//
 // Losses are divided by the counts of the global batch before, so gradients are summed, not
 // averaged: the result is that of one process with the whole batch, to rounding (sums in another
 // order).
@@ -75,10 +79,14 @@ class DataParallel {
  private:
   struct Bucket;
   class Hook;
+  void place_buckets();
+  void map_buckets(SharedMemory& memory);
   void fill(Bucket& bucket, std::size_t place);
   void send_ready();
+  torch::Tensor sum_own_buckets();
   StepTotals sum_numbers(const torch::Tensor& numbers, const torch::Tensor& square);
-  void share_parameters(bool from_first);
+  void share_first_parameters();
+  void fetch_parameters();
 
   Ranks& ranks_;
   std::vector<std::string> muon_names_;
@@ -86,7 +94,9 @@ class DataParallel {
   std::size_t next_to_send_ = 0;
   bool overlap_ = false;
   bool want_stop_ = false;
-  torch::Tensor check_;  // float32 []: sum of this rank's gradients, to see if they are finite
+  torch::Tensor check_;      // float32 []: sum of this rank's gradients, to see if they are finite
+  float host_check_ = 0.0F;  // the same of those on the CPU
+  std::shared_ptr<SharedMemory> memory_;  // null: buckets travel
 };
 
 // How parameters are cut and shared out: by name, in the order in which the backward pass finishes

@@ -176,8 +176,13 @@ Process start(const LaunchOptions& options, std::int64_t rank, std::int64_t rest
 // Whole lines of a rank, marked as its own.
 void forward_output(Process& process) {
   std::array<char, 4096> buffer{};
-  for (ssize_t got = 0; (got = read(process.pipe, buffer.data(), buffer.size())) > 0;) {
+  ssize_t got = 0;
+  while ((got = read(process.pipe, buffer.data(), buffer.size())) > 0) {
     process.line.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+  if (got == 0) {  // the rank has ended; poll would find the pipe ready again and again
+    close(process.pipe);
+    process.pipe = -1;
   }
   for (std::size_t end = 0; (end = process.line.find('\n')) != std::string::npos;) {
     const std::string line = format("[rank {}] {}\n", process.rank, process.line.substr(0, end));

@@ -227,6 +227,7 @@ struct Ranks::Impl {
   BackendPointer host_group;    // Gloo
   BackendPointer device_group;  // of the device, if it has one of its own
   std::unique_ptr<RankMonitor> monitor;
+  std::unique_ptr<SharedExchange> shared;
   bool failed = false;
   double waited_s = 0.0;  // since the last finished_step
   Clock::time_point step_start = Clock::now();
@@ -235,6 +236,8 @@ struct Ranks::Impl {
     return tensor.is_cpu() || !device_group ? host_group : device_group;
   }
   bool through_host(const torch::Tensor& tensor) const { return !tensor.is_cpu() && !device_group; }
+
+  bool through_shared(const torch::Tensor& tensor) const { return shared && tensor.is_cpu(); }
 
   [[noreturn]] void fail(const std::string& what) {
     failed = true;
@@ -264,21 +267,56 @@ struct Ranks::Impl {
         if (work->isCompleted()) {
           break;
         }
-        if (const auto verdict = monitor->failure()) {
-          failed = true;
-          throw Error(format("rank {} cannot go on: {}", env.rank, *verdict));
-        }
+        look_up();
       }
     }
     waited_s += std::chrono::duration<double>(Clock::now() - start).count();
   }
 
-  template <typename Start>
-  WorkPointer begin(const Start& start) {
+  // Throws if waiting makes no sense any more.
+  void look_up() {
+    if (const auto verdict = monitor->failure()) {
+      failed = true;
+      throw Error(format("rank {} cannot go on: {}", env.rank, *verdict));
+    }
+  }
+
+  void pass_collective() {
     if (failed) {
       throw Error(format("rank {}: an exchange after one that failed", env.rank));
     }
     monitor->passed_collective();
+  }
+
+  // Shared memory, if the settings allow and every rank can.
+  void share_memory(const torch::Device& device) {
+    if (options.exchange == ExchangeKind::kGloo) {
+      return;
+    }
+    const std::string refusal = !device.is_cpu() ? format("its tensors are on {}", device.str())
+                                : env.local_world != env.world ? "not all ranks are on its host"
+                                                               : "";
+    const SharedNotices notices{
+        .post = [this](const std::string& key, const std::string& text) { store->set(key, text); },
+        .await = [this](const std::string& key) { return text_of(store->get(key)); }};
+    std::string reason;
+    shared = SharedExchange::join(env.rank, env.world, refusal, notices,
+                                  {.passed_collective = [this] { pass_collective(); },
+                                   .look_up = [this] { look_up(); },
+                                   .waited = [this](double seconds) { waited_s += seconds; }},
+                                  reason);
+    if (shared == nullptr && options.exchange == ExchangeKind::kShared) {
+      throw Error(
+          format("train.exchange=shared: the ranks share no memory ({}); set it to auto", reason));
+    }
+    if (shared == nullptr && refusal.empty()) {
+      log_info("the ranks share no memory ({}) and exchange through Gloo", reason);
+    }
+  }
+
+  template <typename Start>
+  WorkPointer begin(const Start& start) {
+    pass_collective();
     try {
       return start();
     } catch (const c10::Error& error) {
@@ -343,6 +381,7 @@ std::unique_ptr<Ranks> Ranks::join(const RankEnvironment& environment, const tor
     const double patience = options.progress_s + options.silence_s;  // the monitor speaks first
     impl->host_group = make_gloo(impl->store, environment, patience);
     impl->device_group = make_device_group(device, impl->store, environment, patience);
+    impl->share_memory(device);
   } catch (const c10::Error& error) {
     const auto verdict = impl->monitor->failure();
     throw Error(format("rank {}: the ranks could not meet: {}", environment.rank,
@@ -371,8 +410,30 @@ Ranks::~Ranks() {
 std::int64_t Ranks::rank() const { return impl_->env.rank; }
 std::int64_t Ranks::world() const { return impl_->env.world; }
 const RankEnvironment& Ranks::environment() const { return impl_->env; }
+SharedExchange* Ranks::shared() { return impl_->shared.get(); }
+
+std::string Ranks::exchange() const {
+  return impl_->shared         ? "shared"
+         : impl_->device_group ? impl_->device_group->getBackendName()
+                               : "gloo";
+}
 
 void Ranks::sum(torch::Tensor& tensor) {
+  if (impl_->through_shared(tensor)) {
+    const auto take = [&](auto* numbers) {
+      impl_->shared->sum(std::span(numbers, static_cast<std::size_t>(tensor.numel())));
+    };
+    switch (tensor.scalar_type()) {
+      case torch::kFloat32:
+        return take(tensor.data_ptr<float>());
+      case torch::kFloat64:
+        return take(tensor.data_ptr<double>());
+      case torch::kInt64:
+        return take(tensor.data_ptr<std::int64_t>());
+      default:
+        throw Error(format("ranks sum no {}", c10::toString(tensor.scalar_type())));
+    }
+  }
   torch::Tensor host = impl_->through_host(tensor) ? tensor.cpu() : tensor;
   std::vector<torch::Tensor> tensors{host};
   const auto group = impl_->group_of(tensor);
@@ -409,6 +470,10 @@ PendingExchange Ranks::start_broadcast(torch::Tensor& tensor, std::int64_t root)
 }
 
 void Ranks::broadcast(torch::Tensor& tensor, std::int64_t root) {
+  if (impl_->through_shared(tensor)) {
+    impl_->shared->broadcast({static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}, root);
+    return;
+  }
   start_broadcast(tensor, root)->wait();
 }
 

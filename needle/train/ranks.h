@@ -1,6 +1,7 @@
 // The processes that train one model together: who they are and how they exchange tensors.
 // c10d underneath: Gloo on the CPU, on other devices what their plug-in makes (device_plugin_api.h;
-// NCCL on CUDA). A device without a group of its own exchanges through host memory.
+// NCCL on CUDA). A device without a group of its own exchanges through host memory. Ranks that all
+// run on the CPU of one host exchange through memory that they share (shared_exchange.h).
 #pragma once
 
 #include <cstdint>
@@ -11,11 +12,24 @@
 
 #include <torch/torch.h>
 
+#include "needle/core/enum_names.h"
 #include "needle/train/rank_environment.h"
+#include "needle/train/shared_exchange.h"
 
 namespace needle {
 
+// What carries CPU tensors from rank to rank.
+enum class ExchangeKind { kAuto, kShared, kGloo };
+inline constexpr EnumNames<ExchangeKind, 3> kExchangeKindNames{{{{ExchangeKind::kAuto, "auto"},
+                                                                 {ExchangeKind::kShared, "shared"},
+                                                                 {ExchangeKind::kGloo, "gloo"}}}};
+template <>
+struct EnumTable<ExchangeKind> {
+  static constexpr const auto& value = kExchangeKindNames;
+};
+
 struct RanksOptions {
+  ExchangeKind exchange = ExchangeKind::kAuto;  // the same on every rank
   double silence_s = 30.0;     // a rank without a sign of life for so long is given up
   double progress_s = 1800.0;  // a rank that lets the others wait for so long, too
   double beat_s = 1.0;         // between two signs of life
@@ -37,7 +51,7 @@ using PendingExchange = std::unique_ptr<Exchange>;
 class Ranks {
  public:
   // Meets the others; returns nothing for a run of one process. Throws ConfigError if this LibTorch
-  // cannot do it, Error if the others do not come.
+  // cannot do it, Error if the others do not come or kShared cannot be had.
   static std::unique_ptr<Ranks> join(const RankEnvironment& environment,
                                      const torch::Device& device, const RanksOptions& options = {});
   ~Ranks();
@@ -48,6 +62,8 @@ class Ranks {
   std::int64_t world() const;
   bool is_first() const { return rank() == 0; }
   const RankEnvironment& environment() const;
+  std::string exchange() const;  // "shared" or "gloo", or that of the device: "nccl"
+  SharedExchange* shared();      // null: the ranks share no memory
 
   // float32, float64 or int64, contiguous, any device of this run (float64: on the CPU).
   void sum(torch::Tensor& tensor);                                         // on every rank

@@ -69,7 +69,7 @@ void flatten(const Json& json, const std::string& path,
 // Fields that change what is written, when, or where it is computed, but not what is learned.
 // (Another device or thread count changes rounding; that is the user's choice.)
 bool may_differ(const std::string& field) {
-  constexpr std::array<std::string_view, 16> kFree = {"output",
+  constexpr std::array<std::string_view, 17> kFree = {"output",
                                                       "tokenizer.",
                                                       "data.train",
                                                       "data.validation",
@@ -83,6 +83,7 @@ bool may_differ(const std::string& field) {
                                                       "train.keep_checkpoints",
                                                       "train.max_bad_steps",
                                                       "train.spike.",
+                                                      "train.exchange",
                                                       "train.rank_",
                                                       "validate."};
   return std::any_of(kFree.begin(), kFree.end(),

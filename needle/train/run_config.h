@@ -21,6 +21,7 @@
 #include "needle/text/tokenizer_trainer.h"
 #include "needle/train/device.h"
 #include "needle/train/optimizer.h"
+#include "needle/train/ranks.h"
 #include "needle/train/spike.h"
 #include "needle/train/train_step.h"
 #include "needle/train/validate.h"
@@ -90,6 +91,7 @@ struct TrainConfig {
   std::int64_t validate_every = 0;
   std::int64_t max_bad_steps = 10;
   SpikeConfig spike;
+  ExchangeKind exchange = ExchangeKind::kAuto;
   double rank_silence_s = 30.0;
   double rank_progress_s = 1800.0;
 
@@ -144,6 +146,9 @@ struct TrainConfig {
     visit("max_bad_steps", self.max_bad_steps,
           "Steps in a row that may be skipped because a number is not finite");
     visit("spike", self.spike, "Spikes of the loss: roll back, slower, go on");
+    visit("exchange", self.exchange,
+          "Several ranks: auto: through shared memory if all are on the CPU of one host, else "
+          "through Gloo (CUDA: NCCL); shared: so or not at all; gloo: never through shared memory");
     visit("rank_silence_s", self.rank_silence_s,
           "Several ranks: one without a sign of life for so long is given up, and all stop");
     visit("rank_progress_s", self.rank_progress_s,

@@ -87,12 +87,14 @@ std::unique_ptr<Ranks> join_ranks(RunConfig& config, const RankEnvironment& envi
   if (environment.rank > 0) {
     set_log_level(LogLevel::kWarning);
   }
-  auto ranks = Ranks::join(
-      environment, choose_device(config.train.device),
-      {.silence_s = config.train.rank_silence_s, .progress_s = config.train.rank_progress_s});
+  auto ranks = Ranks::join(environment, choose_device(config.train.device),
+                           {.exchange = config.train.exchange,
+                            .silence_s = config.train.rank_silence_s,
+                            .progress_s = config.train.rank_progress_s});
   if (ranks) {
-    log_info("{} ranks, started by {}{}", ranks->world(), environment.launcher,
-             environment.restarts > 0 ? format(", restart {}", environment.restarts) : "");
+    log_info("{} ranks, started by {}{}, exchange: {}", ranks->world(), environment.launcher,
+             environment.restarts > 0 ? format(", restart {}", environment.restarts) : "",
+             ranks->exchange());
   }
   return ranks;
 }

@@ -240,8 +240,10 @@ void TrainStep::finish(const torch::Tensor& sums, StepReport& report) {
     replicas_ != nullptr ? replicas_->begin_step() : optimizer_.zero_grad();
     return;
   }
-  RECORD_USER_SCOPE("step: optimiser");
-  optimizer_.step(report.grad_norm);
+  {
+    RECORD_USER_SCOPE("step: optimiser");
+    optimizer_.step(report.grad_norm);
+  }
   if (replicas_ != nullptr) {
     replicas_->share_parameters();
   }

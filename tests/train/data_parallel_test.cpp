@@ -1,9 +1,11 @@
 #include "needle/train/data_parallel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <limits>
 #include <set>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,9 +15,11 @@
 #include <unistd.h>
 
 #include "needle/core/error.h"
+#include "needle/core/file.h"
 #include "needle/model/checkpoint.h"
 #include "needle/train/train_step.h"
 
+#include "tests/support/golden.h"
 #include "tests/train/tiny_training.h"
 
 namespace needle {
@@ -76,7 +80,8 @@ int free_port() {
 
 // Runs `body` as every rank in a process of its own; what EXPECT finds there ends in this process's
 // result. Called before anything of LibTorch ran here: a fork takes no threads along.
-void as_ranks(std::int64_t world, const std::function<void(Ranks&)>& body) {
+void as_ranks(std::int64_t world, const std::function<void(Ranks&)>& body,
+              const RanksOptions& options = {.silence_s = 20.0}) {
   const int port = free_port();
   std::vector<pid_t> children;
   for (std::int64_t rank = 0; rank < world; ++rank) {
@@ -90,7 +95,7 @@ void as_ranks(std::int64_t world, const std::function<void(Ranks&)>& body) {
                                   .local_rank = rank,
                                   .local_world = world,
                                   .master_port = port};
-        const auto ranks = Ranks::join(env, torch::kCPU, {.silence_s = 20.0});
+        const auto ranks = Ranks::join(env, torch::kCPU, options);
         body(*ranks);
         code = testing::Test::HasFailure() ? 1 : 0;
       } catch (const std::exception& error) {
@@ -196,9 +201,18 @@ Outcome train_on(Ranks& ranks) {
 // root may enlarge. A wrong divisor or a lost slice shows in the first digit.
 constexpr double kTolerance = 2e-4;
 
-TEST(DataParallelTest, AnyNumberOfRanksLearnsWhatOneProcessLearns) {
+class ExchangeTest : public testing::TestWithParam<ExchangeKind> {};
+
+INSTANTIATE_TEST_SUITE_P(DataParallelTest, ExchangeTest,
+                         testing::Values(ExchangeKind::kShared, ExchangeKind::kGloo),
+                         [](const auto& info) {
+                           return std::string(kExchangeKindNames.name(info.param));
+                         });
+
+TEST_P(ExchangeTest, AnyNumberOfRanksLearnsWhatOneProcessLearns) {
+  const RanksOptions options{.exchange = GetParam(), .silence_s = 20.0};
   for (const std::int64_t world : {2, 3, 7}) {  // of seven ranks, two have no row
-    as_ranks(world, [](Ranks& ranks) {
+    const auto body = [](Ranks& ranks) {
       const Outcome together = train_on(ranks);
       const Outcome alone = train_alone();
       for (int i = 0; i < Training::kSteps; ++i) {
@@ -228,7 +242,95 @@ TEST(DataParallelTest, AnyNumberOfRanksLearnsWhatOneProcessLearns) {
       } else {
         EXPECT_TRUE(together.state.empty());
       }
-    });
+    };
+    as_ranks(world, body, options);
+  }
+}
+
+// Two numbers have one sum, in whatever order they are added; of more, each way is the same from
+// run to run.
+TEST(DataParallelTest, TwoRanksGetTheSameBitsBothWays) {
+  const test::TemporaryFolder folder;
+  const auto train = [&](std::int64_t world, ExchangeKind kind, const std::string& name) {
+    as_ranks(world,
+             [&](Ranks& ranks) {
+               EXPECT_EQ(ranks.exchange(), kExchangeKindNames.name(kind));
+               const Outcome outcome = train_on(ranks);
+               NamedTensors all = outcome.parameters;
+               for (const auto& [key, value] : outcome.state) {
+                 all["state." + key] = value;
+               }
+               for (std::size_t i = 0; i < outcome.reports.size(); ++i) {
+                 all["step." + std::to_string(i)] = torch::tensor(
+                     {outcome.reports[i].loss, outcome.reports[i].grad_norm}, torch::kFloat32);
+               }
+               if (ranks.is_first()) {
+                 save_tensors(folder / name, all);
+               }
+             },
+             {.exchange = kind, .silence_s = 20.0});
+    return read_file(folder / name);
+  };
+  EXPECT_EQ(train(2, ExchangeKind::kShared, "shared2"), train(2, ExchangeKind::kGloo, "gloo2"));
+  const std::string three = train(3, ExchangeKind::kShared, "shared3");
+  EXPECT_EQ(three, train(3, ExchangeKind::kShared, "again3"));
+  EXPECT_NE(three, read_file(folder / "shared2"));  // the comparison sees more than nothing
+}
+
+TEST_P(ExchangeTest, ARankThatDoesNotComeIsNamed) {
+  as_ranks(2,
+           [](Ranks& ranks) {
+             ranks.barrier();
+             if (ranks.rank() == 1) {  // lives, but is busy with something else
+               std::this_thread::sleep_for(std::chrono::seconds(6));
+               _exit(0);
+             }
+             try {
+               ranks.barrier();
+               ADD_FAILURE() << "nothing was thrown";
+             } catch (const Error& error) {
+               EXPECT_THAT(error.what(), HasSubstr("rank 0 cannot go on: rank 1 (pid "));
+               EXPECT_THAT(error.what(), HasSubstr("hangs: alive, but 1 collective"));
+             }
+             EXPECT_THROW(ranks.barrier(), Error);
+           },
+           {.exchange = GetParam(), .silence_s = 20.0, .progress_s = 1.5, .beat_s = 0.2});
+}
+
+TEST(DataParallelTest, RanksOfSeveralHostsShareNoMemory) {
+  const int port = free_port();
+  const auto message = [&](ExchangeKind kind, std::int64_t rank) -> std::string {
+    const RankEnvironment env{
+        .rank = rank, .world = 2, .local_rank = 0, .local_world = 1, .master_port = port};
+    try {
+      const auto ranks = Ranks::join(env, torch::kCPU, {.exchange = kind});
+      return ranks->shared() == nullptr ? ranks->exchange() : "shares";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  };
+  for (const ExchangeKind kind : {ExchangeKind::kAuto, ExchangeKind::kShared}) {
+    std::vector<pid_t> children;
+    for (const std::int64_t rank : {0, 1}) {
+      const pid_t pid = fork();
+      if (pid == 0) {
+        const std::string text = message(kind, rank);
+        const bool good =
+            kind == ExchangeKind::kAuto
+                ? text == "gloo"
+                : text.find("rank 0: not all ranks are on its host") != std::string::npos;
+        if (!good) {
+          std::fprintf(stderr, "rank %d: %s\n", static_cast<int>(rank), text.c_str());
+        }
+        _exit(good ? 0 : 1);
+      }
+      children.push_back(pid);
+    }
+    for (const pid_t pid : children) {
+      int status = 0;
+      waitpid(pid, &status, 0);
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "status " << status;
+    }
   }
 }
 

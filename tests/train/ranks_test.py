@@ -210,6 +210,27 @@ class SameResultTest(RanksTest):
         self.train("again", "--nproc", "2")
         self.assert_same_run("ranks2", "again", exact=True)
 
+    def test_gloo_and_shared_memory_give_the_same(self):
+        for ranks in (2, 4):
+            log = self.train(f"shared{ranks}", "--nproc", str(ranks))
+            self.assertIn("exchange: shared", log)
+            log = self.train(f"gloo{ranks}", "--nproc", str(ranks), train__exchange="gloo")
+            self.assertIn("exchange: gloo", log)
+            # Four numbers are added in another order.
+            self.assert_same_run(f"shared{ranks}", f"gloo{ranks}", exact=ranks == 2)
+
+    def test_without_memory_to_share_gloo_takes_over(self):
+        """A limit on the size of files, which shared memory is one of: it holds a checkpoint, not what ranks share."""
+        self.train("shared", "--nproc", "2")
+        limited = ["prlimit", "--fsize=400000"]
+        for exchange, code in (("auto", 0), ("shared", 1)):
+            words = limited + self.command(exchange, "--nproc", "2", train__exchange=exchange)
+            done = subprocess.run(words, env=self.environment(), timeout=300, capture_output=True, text=True)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertRegex(done.stderr, r"share no memory \(rank 0: \d+ bytes are above the limit for files \(ulimit -f\)")
+        self.assertEqual(done.stderr.count("train.exchange=shared"), 2, done.stderr)
+        self.assert_same_run("shared", "auto", exact=True)
+
     def test_micro_batches_learn_the_same(self):
         self.train("one")
         self.train("parts", train__micro_batch=2)
@@ -336,7 +357,8 @@ class HostsTest(RanksTest):
         self.assert_same_run("one", "hosts", exact=False)
 
     def test_hosts_may_differ_in_their_ranks(self):
-        self.train("local", "--nproc", "3")
+        # Three numbers are added in the same order only by the same means.
+        self.train("local", "--nproc", "3", train__exchange="gloo")
         cases = {
             "torchrun": self.torchrun,
             "address": lambda *place: {**self.torchrun(*place), "MASTER_ADDR": self.addresses[0]},
@@ -388,11 +410,11 @@ class FaultTest(RanksTest):
         self.assertIn("going on from", errors)
         self.assert_same_run("whole", "restarted", exact=True, last=60)
 
-    def check_without_launcher(self, name, stop, culprit, message):
+    def check_without_launcher(self, name, stop, culprit, message, **settings):
         """The survivors find out by themselves, as under torchrun or srun on other hosts."""
         processes = self.start_ranks(name, 2, lambda rank, world, port: {
             "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, **self.LONG)
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, **self.LONG, **settings)
         self.wait_for_step(name, 12)
         os.kill(processes[culprit].pid, stop)
         start = time.monotonic()
@@ -405,6 +427,10 @@ class FaultTest(RanksTest):
 
     def test_a_killed_rank_is_noticed_without_a_launcher(self):
         self.check_without_launcher("killed", signal.SIGKILL, 1, r"rank 1 \(pid \d+ on \S+\) gave no sign of life")
+
+    def test_a_killed_rank_is_noticed_through_gloo(self):
+        self.check_without_launcher("gloo", signal.SIGKILL, 1, r"rank 1 \(pid \d+ on \S+\) gave no sign of life",
+                                    train__exchange="gloo")
 
     def test_a_killed_first_rank_is_noticed_without_a_launcher(self):
         self.check_without_launcher("first", signal.SIGKILL, 0, r"rank 0")
