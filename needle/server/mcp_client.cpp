@@ -6,6 +6,7 @@
 
 #include "needle/core/error.h"
 #include "needle/core/file.h"
+#include "needle/core/version.h"
 #include "needle/server/json_rpc.h"
 
 namespace needle {
@@ -139,8 +140,9 @@ void McpClient::greet() {
   JsonValue params = JsonValue::object();
   params.set("protocolVersion", JsonValue::string(std::string(kMcpVersion)));
   params.set("capabilities", JsonValue::object());
-  params.set("clientInfo", JsonValue::object({{"name", JsonValue::string("needle-serve")},
-                                              {"version", JsonValue::string("0.1.0")}}));
+  params.set("clientInfo",
+             JsonValue::object({{"name", JsonValue::string("needle-serve")},
+                                {"version", JsonValue::string(std::string(version()))}}));
   const JsonValue result = request("initialize", std::move(params));
   const std::string version = text_member(result, "protocolVersion");
   if (!speaks_mcp_version(version)) {

@@ -7,6 +7,7 @@
 #include "needle/calls/call.h"
 #include "needle/calls/tool.h"
 #include "needle/core/error.h"
+#include "needle/core/version.h"
 #include "needle/decode/trace.h"
 #include "needle/server/api_error.h"
 #include "needle/server/body.h"
@@ -139,7 +140,8 @@ JsonValue McpRouter::greeting(const JsonValue& params) const {
   JsonValue result = JsonValue::object();
   result.set("protocolVersion", known ? *wanted : text(kMcpVersion));
   result.set("capabilities", parsed(R"({"tools":{"listChanged":false}})"));
-  result.set("serverInfo", parsed(R"({"name":"needle","version":"0.1.0"})"));
+  result.set("serverInfo",
+             JsonValue::object({{"name", text("needle")}, {"version", text(version())}}));
   result.set("instructions",
              text("Call the tool `route` with a request in plain language: it answers with calls "
                   "of the available tools, whose arguments are checked."));

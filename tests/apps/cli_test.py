@@ -81,7 +81,20 @@ class Cli(unittest.TestCase):
     def test_every_program_explains_itself_and_refuses_unknown_flags(self):
         for program in ("needle-train", "needle-data", "needle-export", "needle-eval", "needle-run"):
             self.assertIn("Exit codes", self.check(self.run_program(program, "--help")).stdout)
-            self.refuse(2, [], program, "--no-such-flag")
+            self.refuse(2, [f"{program}: there is no option --no-such-flag", f"{program} --help"], program, "--no-such-flag")
+            version = self.check(self.run_program(program, "--version")).stdout
+            self.assertRegex(version, rf"^{program} \d+\.\d+\.\d+\n$")
+
+    def test_wrong_usage_is_told_with_what_was_expected(self):
+        self.refuse(2, ["a subcommand is missing: pretrain, finetune"], "needle-train")
+        self.refuse(2, ['there is no subcommand "finetun"', "did you mean finetune?"], "needle-train", "finetun", self.rows)
+        self.refuse(2, ["Subcommands: pretrain, finetune"], "needle-train", "qqq")
+        self.refuse(2, ["needle-train finetune: data is missing: JSONL file of rows"], "needle-train", "finetune")
+        self.refuse(2, ["there is no option --modle; did you mean --model?"], "needle-run", "--modle=x")
+        self.refuse(2, ["needle-run bench: there is no option --thread;", "--threads?", "needle-run bench --help"],
+                    "needle-run", "bench", "--thread", "3")
+        self.refuse(2, ['one argument too many: "b"'], "needle-export", "export", "a", "b")
+        self.refuse(2, ["needle-eval calls: --constrain", "grammar"], "needle-eval", "calls", "--constrain", "most")
 
     def test_readme_shows_the_examples_as_they_are_compiled(self):
         readme = (SOURCE / "README.md").read_text()

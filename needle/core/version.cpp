@@ -1,0 +1,7 @@
+#include "needle/core/version.h"
+
+namespace needle {
+
+std::string_view version() noexcept { return NEEDLE_VERSION; }
+
+}  // namespace needle
