@@ -8,8 +8,9 @@ namespace needle {
 namespace {
 
 bool listed(const std::vector<std::string>& list, std::string_view name) {
-  return std::ranges::any_of(
-      list, [&](const std::string& item) { return item == "*" || same_header_text(item, name); });
+  return std::ranges::any_of(list, [&](const std::string& item) {
+    return item == "*" || (!HeaderLess()(item, name) && !HeaderLess()(name, item));
+  });
 }
 
 // "http://host:port" without the scheme; "" if it is not of http or https ("null" is not).
@@ -42,7 +43,8 @@ std::string_view host_name(std::string_view host) {
 }
 
 bool is_loopback_name(std::string_view host) {
-  return same_header_text(host, "localhost") || host == "::1" ||
+  const std::vector<std::string> names = {"localhost", "::1"};
+  return listed(names, host) ||
          (host.starts_with("127.") && host.find_first_not_of("0123456789.") == host.npos);
 }
 

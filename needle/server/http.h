@@ -1,41 +1,20 @@
 // Requests and replies as the routes see them: no socket, no HTTP library.
 #pragma once
 
-#include <cstddef>
+#include <chrono>
 #include <functional>
-#include <initializer_list>
+#include <map>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 namespace needle {
 
-// Equal but for the case of ASCII letters, as names of headers are.
-bool same_header_text(std::string_view a, std::string_view b);
-
-// In order of insertion, no name twice. A list and no tree: a request has a handful, each of which
-// would be memory of its own.
-class HttpHeaders {
- public:
-  using Item = std::pair<std::string, std::string>;  // name, value
-  using iterator = std::vector<Item>::iterator;
-  using const_iterator = std::vector<Item>::const_iterator;
-
-  HttpHeaders() = default;
-  HttpHeaders(std::initializer_list<Item> items) : items_(items) {}
-
-  const_iterator begin() const { return items_.begin(); }
-  const_iterator end() const { return items_.end(); }
-  std::size_t size() const { return items_.size(); }
-  const_iterator find(std::string_view name) const;
-  // The item of that name; a new one if true.
-  std::pair<iterator, bool> try_emplace(std::string_view name, std::string_view value);
-  std::string& operator[](std::string_view name) { return try_emplace(name, {}).first->second; }
-
- private:
-  std::vector<Item> items_;
+// Header names compare without regard to case.
+struct HeaderLess {
+  using is_transparent = void;
+  bool operator()(std::string_view a, std::string_view b) const;
 };
+using HttpHeaders = std::map<std::string, std::string, HeaderLess>;
 
 struct HttpRequest {
   std::string method;  // "GET", "POST", ...

@@ -1,4 +1,4 @@
-// Puts a Service on a port: HTTP/1.1 and 1.0, without TLS.
+// Puts a Service on a port: HTTP/1.1 through cpp-httplib, which stays out of this header.
 #pragma once
 
 #include <cstddef>

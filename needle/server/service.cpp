@@ -29,7 +29,8 @@ JsonValue model_json(const ModelStore::Entry& entry) {
 // "application/json", whatever its letters' case and its parameters.
 bool is_json(std::string_view content_type) {
   const std::string_view media = content_type.substr(0, content_type.find(';'));
-  return same_header_text(media.substr(0, media.find_last_not_of(" \t") + 1), "application/json");
+  const std::string_view trimmed = media.substr(0, media.find_last_not_of(" \t") + 1);
+  return !HeaderLess()(trimmed, "application/json") && !HeaderLess()("application/json", trimmed);
 }
 
 // One way of telling the body's length, and a length that is allowed: where a proxy could
