@@ -157,6 +157,13 @@ template <typename Value>
 void pack_panel(const Value* data, const TileSource& source, std::int64_t width, std::int64_t inner,
                 std::int64_t first, bool is_left, std::uint16_t* out) {
   for (std::int64_t k = 0; k < inner; k += kDepth) {
+    if (source.transposed == is_left && k + kDepth < inner) {  // short pieces of far rows
+      const Value* soon = data + (k + kDepth) * source.stride + first;
+      for (std::int64_t i = 0; i < kDepth; ++i, soon += source.stride) {
+        __builtin_prefetch(soon);
+        __builtin_prefetch(soon + kSide);
+      }
+    }
     for (std::int64_t row = first; row < first + 2 * kSide; row += kSide, out += kTileValues) {
       __m512i tile[kSide];
       if (source.transposed == is_left) {
@@ -195,9 +202,18 @@ struct alignas(64) TileConfig {
 
 constexpr std::int64_t kBlock = TileFactor::kWidth;
 
-// The four sums of 32 x 32 stay in tiles 0 to 3. sums: added to, or null: begun at zero.
+// A block of 32 x 32 of the result; null: none.
+struct Target {
+  float* first = nullptr;
+  std::int64_t stride = 0;
+};
+
+// The four sums of 32 x 32 stay in tiles 0 to 3. sums: added to, or null: begun at zero. Loads come
+// before products: where another program shares the core, each change between them costs. Rows of
+// the result lie far apart and are seldom cached: those of the `next` block are asked for
+// meanwhile.
 void add_block(const std::uint16_t* left, const std::uint16_t* right, std::int64_t steps,
-               const float* sums, std::int64_t stride) {
+               const float* sums, std::int64_t stride, const Target& next) {
   if (sums != nullptr) {
     const auto bytes = static_cast<std::size_t>(stride) * sizeof(float);
     _tile_loadd(0, sums, bytes);
@@ -210,13 +226,19 @@ void add_block(const std::uint16_t* left, const std::uint16_t* right, std::int64
     _tile_zero(2);
     _tile_zero(3);
   }
+  const float* soon = next.first;
+  const float* soon_end = soon != nullptr ? soon + kBlock * next.stride : nullptr;
   for (std::int64_t i = 0; i < steps; ++i) {
+    for (int row = 0; row < 2 && soon != soon_end; ++row, soon += next.stride) {
+      __builtin_prefetch(soon, 1);
+      __builtin_prefetch(soon + kSide, 1);
+    }
     _tile_loadd(4, left, 64);
-    _tile_loadd(6, right, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, right + kTileValues, 64);
-    _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, left + kTileValues, 64);
+    _tile_loadd(6, right, 64);
+    _tile_loadd(7, right + kTileValues, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
     left += 2 * kTileValues;
@@ -256,15 +278,15 @@ void finish_block(const float* sums, const Place& place, float* result, std::int
 }
 
 void multiply_block(const Place& place, const std::uint16_t* left, const std::uint16_t* right,
-                    std::int64_t steps, float* result, std::int64_t stride) {
+                    std::int64_t steps, float* result, std::int64_t stride, const Target& next) {
   const bool whole = place.rows >= kBlock && place.columns >= kBlock;
   if (whole && place.alpha == 1.0F && (place.beta == 0.0F || place.beta == 1.0F)) {
-    add_block(left, right, steps, place.beta == 0.0F ? nullptr : result, stride);
+    add_block(left, right, steps, place.beta == 0.0F ? nullptr : result, stride, next);
     store_block(result, stride);
     return;
   }
   alignas(64) float sums[kBlock * kBlock];
-  add_block(left, right, steps, nullptr, 0);
+  add_block(left, right, steps, nullptr, 0, next);
   store_block(sums, kBlock);
   finish_block(sums,
                {place.rows < kBlock ? place.rows : kBlock, place.columns, place.alpha, place.beta},
@@ -307,13 +329,18 @@ void multiply_tiles(const ScaledProduct& shape, const TileLeft& left, const Tile
     const std::int64_t length = left.inner() - k < kInnerBlock ? left.inner() - k : kInnerBlock;
     const std::int64_t steps = (length + kDepth - 1) / kDepth;
     const float beta = k == 0 ? shape.beta : 1.0F;
-    for (std::int64_t column = 0; column < shape.columns; column += kBlock) {
-      const std::uint16_t* right_panel = right.panel(column / kBlock, k);
-      // The first block of rows that touches the lower triangle lies on the diagonal.
-      for (std::int64_t row = shape.lower ? column : 0; row < shape.rows; row += kBlock) {
-        multiply_block({shape.rows - row, shape.columns - column, shape.alpha, beta},
-                       left.panel(row / kBlock, k), right_panel, steps,
-                       result + row * stride + column, stride);
+    for (std::int64_t row = 0; row < shape.rows; row += kBlock) {
+      const std::uint16_t* left_panel = left.panel(row / kBlock, k);
+      const std::int64_t most = row + kBlock;  // the last block of a lower triangle's row
+      const std::int64_t end = shape.lower && most < shape.columns ? most : shape.columns;
+      for (std::int64_t column = 0; column < end; column += kBlock) {
+        const bool last = column + kBlock >= end;
+        const std::int64_t next_row = last ? row + kBlock : row;
+        const std::int64_t next_column = last ? 0 : column + kBlock;
+        float* next = result + next_row * stride + next_column;
+        multiply_block({shape.rows - row, shape.columns - column, shape.alpha, beta}, left_panel,
+                       right.panel(column / kBlock, k), steps, result + row * stride + column,
+                       stride, {next_row < shape.rows ? next : nullptr, stride});
       }
     }
   }
