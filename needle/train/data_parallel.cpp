@@ -108,6 +108,12 @@ struct DataParallel::Bucket {
   std::vector<torch::Tensor> sources;  // the owner's parameters, if that is another rank
 };
 
+struct DataParallel::MuonTask {
+  const Bucket* bucket = nullptr;
+  std::size_t place = 0;
+  torch::Tensor gradient;  // in the owner's `flat`
+};
+
 class DataParallel::Hook : public torch::autograd::PostAccumulateGradHook {
  public:
   Hook(DataParallel& owner, Bucket& bucket, std::size_t place)
@@ -142,6 +148,10 @@ class Layout {
  private:
   std::size_t bytes_ = 0;
 };
+
+std::int64_t floats(std::size_t bytes) {
+  return static_cast<std::int64_t>((bytes + sizeof(float) - 1) / sizeof(float));
+}
 
 bool is_host_float(const torch::Tensor& tensor) {
   return tensor.is_cpu() && tensor.scalar_type() == torch::kFloat32 && tensor.is_contiguous();
@@ -202,6 +212,7 @@ void DataParallel::place_buckets() {
         }
       }
     }
+    layout.add(floats(TaskBoard::bytes(muon_names_.size())));  // more than one rank's
     std::string reason;
     memory_ = shared->share(layout.bytes(), reason);
     if (memory_ != nullptr) {
@@ -217,7 +228,8 @@ void DataParallel::place_buckets() {
   }
 }
 
-// Every rank's part: its gradients of all buckets, then the parameters that it owns.
+// Every rank's part: its gradients of all buckets, then the parameters that it owns, then the board
+// of its tasks.
 void DataParallel::map_buckets(SharedMemory& memory) {
   const auto world = static_cast<std::size_t>(ranks_.world());
   const auto tensor_at = [&](std::size_t rank, std::size_t start, torch::IntArrayRef sizes) {
@@ -226,18 +238,35 @@ void DataParallel::map_buckets(SharedMemory& memory) {
     return torch::from_blob(
         at, sizes, [keep = memory_](void*) {}, torch::kFloat32);
   };
+  const std::set<std::string_view> muon(muon_names_.begin(), muon_names_.end());
+  muon_tasks_.resize(world);
   std::vector<Layout> layouts(world);
   for (const auto& bucket : buckets_) {
     std::int64_t elements = 0;
     for (const torch::Tensor& parameter : bucket->parameters) {
       elements += parameter.numel();
     }
+    torch::Tensor owners;
     for (std::size_t rank = 0; rank < world; ++rank) {
       const auto flat = tensor_at(rank, layouts[rank].add(elements), elements);
       bucket->parts.push_back(flat.const_data_ptr<float>());
       if (static_cast<std::int64_t>(rank) == ranks_.rank()) {
         bucket->flat = flat;
       }
+      if (static_cast<std::int64_t>(rank) == bucket->owner) {
+        owners = flat;
+      }
+    }
+    std::int64_t start = 0;
+    for (std::size_t i = 0; i < bucket->parameters.size(); ++i) {
+      const torch::Tensor& parameter = bucket->parameters[i];
+      if (muon.contains(bucket->names[i])) {
+        muon_tasks_[static_cast<std::size_t>(bucket->owner)].push_back(
+            {.bucket = bucket.get(),
+             .place = i,
+             .gradient = owners.narrow(0, start, parameter.numel()).view(parameter.sizes())});
+      }
+      start += parameter.numel();
     }
   }
   for (const auto& bucket : buckets_) {
@@ -252,6 +281,15 @@ void DataParallel::map_buckets(SharedMemory& memory) {
       }
     }
   }
+  std::vector<std::span<std::byte>> boards;
+  std::vector<std::size_t> counts;
+  for (std::size_t rank = 0; rank < world; ++rank) {
+    counts.push_back(muon_tasks_[rank].size());
+    const std::size_t bytes = TaskBoard::bytes(counts.back());
+    const std::size_t start = layouts[rank].add(floats(bytes));
+    boards.push_back(memory.part(static_cast<std::int64_t>(rank)).subspan(start, bytes));
+  }
+  board_ = std::make_unique<TaskBoard>(*ranks_.shared(), ranks_.rank(), boards, counts);
 }
 
 DataParallel::~DataParallel() {
@@ -262,8 +300,7 @@ DataParallel::~DataParallel() {
   }
 }
 
-Optimizer DataParallel::make_optimizer(const OptimizerConfig& config,
-                                       std::int64_t total_steps) const {
+Optimizer DataParallel::make_optimizer(const OptimizerConfig& config, std::int64_t total_steps) {
   NamedTensors owned;
   std::vector<std::string> muon;
   for (const auto& bucket : buckets_) {
@@ -275,7 +312,14 @@ Optimizer DataParallel::make_optimizer(const OptimizerConfig& config,
   }
   std::copy_if(muon_names_.begin(), muon_names_.end(), std::back_inserter(muon),
                [&](const std::string& name) { return owned.contains(name); });
-  return Optimizer(owned, muon, config, total_steps);
+  Optimizer optimizer(owned, muon, config, total_steps);
+  if (board_ != nullptr) {
+    optimizer.set_orthogonalizer([this](const auto& gradients, const auto& options) {
+      return orthogonalizes_each_alone(options) ? orthogonalize_together(gradients, options)
+                                                : orthogonalize(gradients, options);
+    });
+  }
+  return optimizer;
 }
 
 void DataParallel::begin_step() {
@@ -459,6 +503,36 @@ void DataParallel::fetch_parameters() {
       }
     }
   }
+}
+
+// Each in the place of its gradient. Who does which depends on the moment, the results do not.
+std::vector<torch::Tensor> DataParallel::orthogonalize_together(
+    const std::vector<torch::Tensor>& gradients, const OrthogonalizeOptions& options) {
+  const auto task_of = [this](std::int64_t owner, std::size_t task) -> const MuonTask& {
+    return muon_tasks_[static_cast<std::size_t>(owner)][task];
+  };
+  const std::uint32_t step = ranks_.shared()->announced(SharedExchange::Event::kParameters) + 1;
+  board_->run(
+      step,
+      [&](std::int64_t owner, std::size_t task) {
+        const MuonTask& one = task_of(owner, task);
+        return static_cast<bool>(one.bucket->present[one.place]);  // the same on all by now
+      },
+      [&](std::int64_t owner, std::size_t task) {
+        const MuonTask& one = task_of(owner, task);
+        one.gradient.copy_(orthogonalize({one.gradient}, options).front());
+      });
+  std::set<const void*> done;
+  for (const MuonTask& one : muon_tasks_[static_cast<std::size_t>(ranks_.rank())]) {
+    done.insert(one.gradient.const_data_ptr());
+  }
+  std::vector<torch::Tensor> results;
+  for (const torch::Tensor& gradient : gradients) {  // others stand for one that is not there
+    results.push_back(done.contains(gradient.const_data_ptr())
+                          ? gradient
+                          : orthogonalize({gradient}, options).front());
+  }
+  return results;
 }
 
 void DataParallel::share_first_parameters() {

@@ -8,7 +8,8 @@
 //
 // Ranks that share memory (Ranks::shared) have it hold the buckets of all and each owner's
 // parameters: gradients are added up where their ranks wrote them, and updated parameters read
-// where the optimiser wrote them, one copy less on either side of both ways.
+// where the optimiser wrote them, one copy less on either side of both ways. A rank that is through
+// with its Newton-Schulz takes over matrices of another.
 //
 // Losses are divided by the counts of the global batch before, so gradients are summed, not
 // averaged: the result is that of one process with the whole batch, to rounding (sums in another
@@ -26,6 +27,7 @@
 #include "needle/model/tensor_view.h"
 #include "needle/train/optimizer.h"
 #include "needle/train/ranks.h"
+#include "needle/train/task_board.h"
 
 namespace needle {
 
@@ -48,8 +50,8 @@ class DataParallel {
 
   Ranks& ranks() { return ranks_; }
 
-  // The optimiser over the parameters that this rank owns.
-  Optimizer make_optimizer(const OptimizerConfig& config, std::int64_t total_steps) const;
+  // The optimiser over the parameters that this rank owns. Its steps may call this object.
+  Optimizer make_optimizer(const OptimizerConfig& config, std::int64_t total_steps);
 
   // A step, in this order. begin_step: gradients become undefined on every rank.
   void begin_step();
@@ -87,6 +89,8 @@ class DataParallel {
   StepTotals sum_numbers(const torch::Tensor& numbers, const torch::Tensor& square);
   void share_first_parameters();
   void fetch_parameters();
+  std::vector<torch::Tensor> orthogonalize_together(const std::vector<torch::Tensor>& gradients,
+                                                    const OrthogonalizeOptions& options);
 
   Ranks& ranks_;
   std::vector<std::string> muon_names_;
@@ -97,6 +101,10 @@ class DataParallel {
   torch::Tensor check_;      // float32 []: sum of this rank's gradients, to see if they are finite
   float host_check_ = 0.0F;  // the same of those on the CPU
   std::shared_ptr<SharedMemory> memory_;  // null: buckets travel
+  // In shared memory: Muon's parameters of each rank, and who does which.
+  struct MuonTask;
+  std::vector<std::vector<MuonTask>> muon_tasks_;
+  std::unique_ptr<TaskBoard> board_;
 };
 
 // How parameters are cut and shared out: by name, in the order in which the backward pass finishes

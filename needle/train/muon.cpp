@@ -298,6 +298,10 @@ std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradi
   return results;
 }
 
+bool orthogonalizes_each_alone(const OrthogonalizeOptions& options) {
+  return has_tile_products() && dtype_of(options, torch::kCPU) == NewtonSchulzDtype::kBfloat16;
+}
+
 torch::Tensor orthogonalize(const torch::Tensor& gradient) {
   return orthogonalize(std::vector<torch::Tensor>{gradient}).front();
 }
@@ -305,22 +309,25 @@ torch::Tensor orthogonalize(const torch::Tensor& gradient) {
 namespace {
 
 std::vector<torch::Tensor> orthogonal_gradients(const std::vector<torch::Tensor>& gradients,
-                                                const MuonConfig& config) {
-  return orthogonalize(gradients, {.steps = config.newton_schulz_steps,
-                                   .dtype = config.newton_schulz_dtype,
-                                   .symmetric = config.symmetric_products});
+                                                const MuonConfig& config,
+                                                const Orthogonalizer& orthogonalizer = {}) {
+  const OrthogonalizeOptions options{.steps = config.newton_schulz_steps,
+                                     .dtype = config.newton_schulz_dtype,
+                                     .symmetric = config.symmetric_products};
+  return orthogonalizer ? orthogonalizer(gradients, options) : orthogonalize(gradients, options);
 }
 
 }  // namespace
 
 void muon_step(const std::vector<torch::Tensor>& parameters,
                const std::vector<torch::Tensor>& gradients,
-               const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config) {
+               const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config,
+               const Orthogonalizer& orthogonalizer) {
   if (parameters.empty()) {
     return;
   }
   const torch::NoGradGuard no_grad;
-  const auto update = orthogonal_gradients(gradients, config);
+  const auto update = orthogonal_gradients(gradients, config, orthogonalizer);
   if (std::all_of(parameters.begin(), parameters.end(), takes_host_kernel)) {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       update_on_host(parameters[i], update[i].contiguous(), momenta[i],

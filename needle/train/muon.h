@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include <torch/torch.h>
@@ -69,11 +70,19 @@ std::vector<torch::Tensor> orthogonalize(const std::vector<torch::Tensor>& gradi
                                          const OrthogonalizeOptions& options = {});
 torch::Tensor orthogonalize(const torch::Tensor& gradient);
 
+// Whether each matrix on the CPU gets the same bits whatever else is given with it.
+bool orthogonalizes_each_alone(const OrthogonalizeOptions& options);
+
+// Another way to the results of orthogonalize().
+using Orthogonalizer = std::function<std::vector<torch::Tensor>(
+    const std::vector<torch::Tensor>& gradients, const OrthogonalizeOptions& options)>;
+
 // One update of every parameter, in place: g = orthogonalize(gradient); m = momentum * m + g;
 // parameter -= lr * (g + momentum * m + weight_decay * parameter). No factor for the shape.
 void muon_step(const std::vector<torch::Tensor>& parameters,
                const std::vector<torch::Tensor>& gradients,
-               const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config);
+               const std::vector<torch::Tensor>& momenta, double lr, const MuonConfig& config,
+               const Orthogonalizer& orthogonalizer = {});
 
 // The same where the host does not know whether the update is to happen: float32 [] on the device,
 // `lr` 0 and `momentum` 1 leave everything as it is (with gradients of zeros).

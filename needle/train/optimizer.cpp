@@ -245,7 +245,7 @@ void Optimizer::step_muon() {
     gradients.push_back(gradient);
     momenta.push_back(leaf.momentum);
   }
-  muon_step(parameters, gradients, momenta, lr_muon(), config_.muon);
+  muon_step(parameters, gradients, momenta, lr_muon(), config_.muon, orthogonalizer_);
 }
 
 void Optimizer::step_adam() {

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/torch.h>
@@ -74,6 +75,10 @@ class Optimizer {
   double lr_muon() const;
   // Multiplies the schedule's rates from the next update on; not part of the state.
   void set_lr_scale(double scale);
+  // How step() comes to Muon's directions from now on; the same ones as by orthogonalize().
+  void set_orthogonalizer(Orthogonalizer orthogonalizer) {
+    orthogonalizer_ = std::move(orthogonalizer);
+  }
   const Schedule& schedule() const { return schedule_; }
   const OptimizerConfig& config() const { return config_; }
 
@@ -122,6 +127,7 @@ class Optimizer {
   std::vector<AdamLeaf> adam_;
   std::int64_t updates_ = 0;
   double lr_scale_ = 1.0;
+  Orthogonalizer orthogonalizer_;
   std::optional<OnDevice> on_device_;
   struct Unconfirmed {
     std::vector<std::size_t> counted;  // which of adam_

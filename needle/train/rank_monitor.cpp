@@ -81,6 +81,7 @@ struct RankMonitor::State {
   std::string text;
   std::optional<std::string> failure;
   std::optional<Clock::time_point> beating;  // since when the thread waits for the board
+  Clock::time_point looked = Clock::now();   // when it last heard from it
   bool stop = false;
   bool posted = true;  // the last status reached the board
   std::thread thread;
@@ -153,6 +154,23 @@ struct RankMonitor::State {
     }
   }
 
+  // This rank did not look for longer than between two beats: it was stopped (with the others, by
+  // a scheduler or a debugger), or the board was slow. That is no silence of theirs.
+  void forgive_own_absence() {
+    const auto now = Clock::now();
+    const auto beat =
+        std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.beat_s));
+    const auto lost = now - looked - beat;
+    looked = now;
+    if (lost > beat) {
+      start += lost;
+      for (Peer& peer : peers) {
+        peer.heard += lost;
+        peer.advanced += lost;
+      }
+    }
+  }
+
   // Called with the lock held; returns what to say about slow ranks.
   std::vector<std::string> judge_speed() {
     std::vector<double> times;
@@ -202,6 +220,7 @@ struct RankMonitor::State {
       const std::lock_guard lock(mutex);
       beating.reset();
       posted = posted || own.status == status;
+      forgive_own_absence();
       for (std::int64_t other = 0; other < static_cast<std::int64_t>(lines.size()); ++other) {
         note(other, lines[static_cast<std::size_t>(other)]);
         judge(other);
@@ -325,6 +344,7 @@ std::optional<std::string> RankMonitor::diagnose(double patience_s) const {
     state_->judge_board();
     state_->changed.wait_for(lock, std::chrono::milliseconds(100));
   }
+  state_->judge_board();  // this process may have been stopped since it last looked
   return state_->failure;
 }
 

@@ -54,7 +54,7 @@ std::unique_ptr<SharedExchange> SharedExchange::join(std::int64_t rank, std::int
   return exchange;
 }
 
-void SharedExchange::wait_for(SharedCount& count, std::uint32_t target) {
+void SharedExchange::await(SharedCount& count, std::uint32_t target) {
   if (count.has_reached(target)) {
     return;
   }
@@ -72,7 +72,7 @@ void SharedExchange::wait_for(SharedCount& count, std::uint32_t target) {
 void SharedExchange::begin_round(bool writes) {
   for (std::int64_t other = 0; writes && other < world_; ++other) {
     if (other != rank_) {
-      wait_for(desk(other).rounds, rounds_);
+      await(desk(other).rounds, rounds_);
     }
   }
 }
@@ -87,7 +87,7 @@ void SharedExchange::sum(std::span<Number> numbers) {
     std::memcpy(slot(rank_).data(), part.data(), part.size_bytes());
     desk(rank_).rounds.raise();
     for (std::int64_t other = 0; other < world_; ++other) {
-      wait_for(desk(other).rounds, rounds_ + 1);
+      await(desk(other).rounds, rounds_ + 1);
       const auto* const given = reinterpret_cast<const Number*>(slot(other).data());
       for (std::size_t i = 0; i < part.size(); ++i) {
         part[i] = other == 0 ? given[i] : part[i] + given[i];
@@ -111,7 +111,7 @@ void SharedExchange::broadcast(std::span<std::byte> bytes, std::int64_t root) {
     }
     desk(rank_).rounds.raise();
     if (rank_ != root) {
-      wait_for(desk(root).rounds, rounds_ + 1);
+      await(desk(root).rounds, rounds_ + 1);
       std::memcpy(part.data(), slot(root).data(), part.size());
     }
     ++rounds_;
@@ -137,7 +137,7 @@ std::uint32_t SharedExchange::announced(Event event) const {
 }
 
 void SharedExchange::await(std::int64_t rank, Event event, std::uint32_t number) {
-  wait_for(desk(rank).events[static_cast<std::size_t>(event)], number);
+  await(desk(rank).events[static_cast<std::size_t>(event)], number);
 }
 
 }  // namespace needle

@@ -49,13 +49,13 @@ class SharedExchange {
   void announce(Event event);
   std::uint32_t announced(Event event) const;  // by this rank: the same on all between steps
   void await(std::int64_t rank, Event event, std::uint32_t number);
+  void await(SharedCount& count, std::uint32_t target);  // of the caller's own
 
  private:
   struct Desk;  // of a rank
   SharedExchange() = default;
   Desk& desk(std::int64_t rank) const;
   std::span<std::byte> slot(std::int64_t rank) const;
-  void wait_for(SharedCount& count, std::uint32_t target);
   void begin_round(bool writes);
 
   std::int64_t rank_ = 0;

@@ -126,9 +126,10 @@ Batch part_of(const Batch& whole, std::int64_t first, std::int64_t last) {
   return part;
 }
 
-OptimizerConfig fast_config() {
+OptimizerConfig fast_config(NewtonSchulzDtype newton_schulz = NewtonSchulzDtype::kFloat32) {
   OptimizerConfig config;
   config.schedule.warmup_steps = 1;
+  config.muon.newton_schulz_dtype = newton_schulz;
   return config;
 }
 
@@ -167,11 +168,11 @@ Outcome train_alone() {
   return outcome;
 }
 
-Outcome train_on(Ranks& ranks) {
+Outcome train_on(Ranks& ranks, NewtonSchulzDtype newton_schulz = NewtonSchulzDtype::kFloat32) {
   // Only the first rank's parameters count.
   Needle model = test::tiny_model(/*seed=*/ranks.is_first() ? 1 : 99);
   DataParallel replicas(ranks, model);
-  Optimizer optimizer = replicas.make_optimizer(fast_config(), 20);
+  Optimizer optimizer = replicas.make_optimizer(fast_config(newton_schulz), 20);
   TrainStep step(model, optimizer, Training::step_config(), torch::kCPU, 42,
                  static_cast<std::uint64_t>(ranks.rank()), &replicas);
   Outcome outcome;

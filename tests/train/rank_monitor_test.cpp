@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -9,6 +10,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace needle {
 namespace {
@@ -122,6 +125,31 @@ TEST_F(RankMonitorTest, ABoardThatDoesNotAnswerIsNamed) {
   frozen_[1] = false;
   ASSERT_TRUE(failure.has_value());
   EXPECT_THAT(*failure, HasSubstr("has not answered"));
+}
+
+// As a scheduler suspends a whole job: longer than silence_s, and no rank was silent.
+TEST_F(RankMonitorTest, StoppedTogetherTheyGoOn) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    const auto first = start(0, {.progress_s = 0.8});
+    const auto second = start(1, {.progress_s = 0.8});
+    first->passed_collective();
+    const bool before = first->diagnose(0.3).has_value();
+    raise(SIGSTOP);
+    const bool after = first->diagnose(0.2).has_value() || second->failure().has_value();
+    frozen_[1] = true;  // a silent one is still found
+    const bool silent = first->diagnose(5.0).has_value();
+    frozen_[1] = false;
+    _exit((before ? 1 : 0) + (after ? 2 : 0) + (silent ? 0 : 4));
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(pid, &status, WUNTRACED), pid);
+  ASSERT_TRUE(WIFSTOPPED(status));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  kill(pid, SIGCONT);
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(RankMonitorTest, ASlowRankIsToldOnce) {

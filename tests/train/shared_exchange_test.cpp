@@ -30,6 +30,7 @@
 #include "needle/core/file.h"
 #include "needle/core/random.h"
 #include "needle/train/gradient_sums.h"
+#include "needle/train/task_board.h"
 
 #include "tests/support/golden.h"
 
@@ -358,6 +359,48 @@ TEST(SharedExchangeTest, AKilledRankKeepsNobodyWaiting) {
     EXPECT_LT(waited, 5.0);
   });
   EXPECT_EQ(statuses, (std::vector<int>{0, -SIGKILL, 0}));
+}
+
+// A rank that is slow has its tasks done by others, each once, and sees what they wrote.
+TEST(TaskBoardTest, TheFastDoWhatTheSlowHaveNotBegun) {
+  const test::TemporaryFolder folder;
+  constexpr std::int64_t kWorld = 3;
+  constexpr std::uint32_t kRounds = 20;
+  const std::vector<std::size_t> tasks{40, 0, 7};
+  expect_good(as_processes(kWorld, [&](std::int64_t rank) {
+    const auto exchange = join(folder.path(), rank, kWorld);
+    std::string reason;
+    const std::size_t own = tasks[static_cast<std::size_t>(rank)];
+    const auto memory = exchange->share(4096 + 1024, reason);
+    ASSERT_NE(memory, nullptr) << reason;
+    ASSERT_LE(TaskBoard::bytes(own), 1024U);
+    std::vector<std::span<std::byte>> boards;
+    for (std::int64_t other = 0; other < kWorld; ++other) {
+      boards.push_back(memory->part(other).subspan(4096));
+    }
+    const auto cells = [&](std::int64_t owner) {
+      return reinterpret_cast<std::int64_t*>(memory->part(owner).data());
+    };
+    TaskBoard board(*exchange, rank, boards, tasks);
+    for (std::uint32_t round = 1; round <= kRounds; ++round) {
+      board.run(
+          round, [&](std::int64_t, std::size_t task) { return task % 5 != round % 5; },
+          [&](std::int64_t owner, std::size_t task) {
+            std::this_thread::sleep_for(milliseconds(rank == 0 ? 2 : 0));
+            ++cells(owner)[task];  // twice would be too many
+          });
+      for (std::size_t task = 0; task < own; ++task) {
+        const auto skipped = (round + 5 - task % 5) / 5;  // rounds up to this one
+        ASSERT_EQ(cells(rank)[task], static_cast<std::int64_t>(round - skipped + (task % 5 == 0)))
+            << round << ' ' << task;
+      }
+      std::vector<std::int64_t> nothing{0};
+      exchange->sum(std::span(nothing));
+    }
+    std::vector<std::int64_t> done{rank == 0 ? 0 : board.done_for_others()};
+    exchange->sum(std::span(done));
+    EXPECT_GT(done[0], 100);  // of 640
+  }));
 }
 
 TEST(GradientSumsTest, SumsAreThoseOfTheirParts) {
