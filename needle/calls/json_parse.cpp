@@ -195,12 +195,21 @@ class Parser {
         return members[found->second].second;
       }
     }
+    if (members.empty()) {
+      members.reserve(kUsualMembers);
+    }
     return members.emplace_back(std::move(key), JsonValue()).second;
   }
 
   bool parse_string(std::string& out) {
     ++at_;  // "
     while (at_ < text_.size()) {
+      const std::size_t plain = json_plain_length(text_.substr(at_));
+      out.append(text_, at_, plain);
+      at_ += plain;
+      if (at_ == text_.size()) {
+        break;
+      }
       const auto byte = static_cast<unsigned char>(text_[at_]);
       if (byte == '"') {
         ++at_;

@@ -244,8 +244,19 @@ void JsonValue::set(std::string_view key, JsonValue value) {
   if (JsonValue* present = find(key)) {
     *present = std::move(value);
   } else {
+    if (members_.empty()) {
+      members_.reserve(kUsualMembers);
+    }
     members_.emplace_back(std::string(key), std::move(value));
   }
+}
+
+std::size_t json_plain_length(std::string_view text) {
+  const auto special = std::ranges::find_if(text, [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte < 0x20 || byte >= 0x7F || byte == '"' || byte == '\\';
+  });
+  return static_cast<std::size_t>(special - text.begin());
 }
 
 bool JsonValue::operator==(const JsonValue& other) const {

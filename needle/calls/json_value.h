@@ -77,6 +77,7 @@ struct JsonParseResult {
 };
 
 inline constexpr int kMaxJsonDepth = 200;
+inline constexpr std::size_t kUsualMembers = 4;  // room that an object's first member makes
 
 // Strict JSON plus NaN, Infinity and -Infinity, as Python's json.loads. Nesting over 200 is an
 // error, and so is text that is not UTF-8. Lone surrogate escapes are kept as Python keeps them and
@@ -87,12 +88,19 @@ JsonParseResult parse_json_value(std::string_view text);
 // -?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?; 0 if none.
 std::size_t json_number_length(std::string_view text);
 
+// Bytes at the start of `text` that stand for themselves in a JSON string, whatever the escapes:
+// printable ASCII except quotes and backslashes.
+std::size_t json_plain_length(std::string_view text);
+
 enum class JsonEscapes { kAscii, kUtf8 };  // "\u00e9" as the reference writes it, or raw UTF-8
 
 // The writers always give valid UTF-8: a broken byte inside a string becomes U+FFFD.
 
 // Without spaces: {"a":1,"b":[true,null]}.
 std::string write_compact(const JsonValue& value, JsonEscapes escapes = JsonEscapes::kAscii);
+// The same at the end of `out`; and a string with its quotes.
+void append_compact(std::string& out, const JsonValue& value, JsonEscapes escapes);
+void append_json_string(std::string& out, std::string_view text, JsonEscapes escapes);
 // Python's default separators: {"a": 1, "b": [true, null]}.
 std::string write_spaced(const JsonValue& value, JsonEscapes escapes = JsonEscapes::kAscii);
 // Keys sorted at every depth: equal values have equal text.

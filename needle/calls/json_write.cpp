@@ -44,9 +44,75 @@ void append_code_point(std::string& out, std::uint32_t code_point, JsonEscapes e
   }
 }
 
-void append_string(std::string& out, std::string_view text, JsonEscapes escapes) {
+struct WriteStyle {
+  std::string_view comma = ",";
+  std::string_view colon = ":";
+  JsonEscapes escapes = JsonEscapes::kAscii;
+  bool sort_keys = false;
+};
+
+void append_value(std::string& out, const JsonValue& value, const WriteStyle& style) {
+  switch (value.kind()) {
+    case JsonValue::Kind::kNull:
+      out += "null";
+      return;
+    case JsonValue::Kind::kBool:
+      out += value.as_bool() ? "true" : "false";
+      return;
+    case JsonValue::Kind::kInteger:
+    case JsonValue::Kind::kFloat:
+      out += value.number_text();
+      return;
+    case JsonValue::Kind::kString:
+      append_json_string(out, value.as_string(), style.escapes);
+      return;
+    case JsonValue::Kind::kArray: {
+      std::string_view separator;
+      out.push_back('[');
+      for (const JsonValue& item : value.items()) {
+        out += separator;
+        separator = style.comma;
+        append_value(out, item, style);
+      }
+      out.push_back(']');
+      return;
+    }
+    case JsonValue::Kind::kObject: {
+      const JsonValue::Object& members = value.members();
+      const auto order = style.sort_keys ? sorted_by_key(members) : std::vector<std::size_t>{};
+      std::string_view separator;
+      out.push_back('{');
+      for (std::size_t i = 0; i < members.size(); ++i) {
+        const auto& [key, member] = members[style.sort_keys ? order[i] : i];
+        out += separator;
+        separator = style.comma;
+        append_json_string(out, key, style.escapes);
+        out += style.colon;
+        append_value(out, member, style);
+      }
+      out.push_back('}');
+      return;
+    }
+  }
+}
+
+std::string write(const JsonValue& value, const WriteStyle& style) {
+  std::string out;
+  append_value(out, value, style);
+  return out;
+}
+
+}  // namespace
+
+void append_json_string(std::string& out, std::string_view text, JsonEscapes escapes) {
   out.push_back('"');
   for (std::size_t at = 0; at < text.size();) {
+    const std::size_t plain = json_plain_length(text.substr(at));
+    out.append(text, at, plain);
+    at += plain;
+    if (at == text.size()) {
+      break;
+    }
     const auto byte = static_cast<unsigned char>(text[at]);
     if (byte >= 0x80) {
       const std::size_t length = utf8_length_at(text, at);
@@ -98,68 +164,12 @@ void append_string(std::string& out, std::string_view text, JsonEscapes escapes)
   out.push_back('"');
 }
 
-struct WriteStyle {
-  std::string_view comma = ",";
-  std::string_view colon = ":";
-  JsonEscapes escapes = JsonEscapes::kAscii;
-  bool sort_keys = false;
-};
-
-void append_value(std::string& out, const JsonValue& value, const WriteStyle& style) {
-  switch (value.kind()) {
-    case JsonValue::Kind::kNull:
-      out += "null";
-      return;
-    case JsonValue::Kind::kBool:
-      out += value.as_bool() ? "true" : "false";
-      return;
-    case JsonValue::Kind::kInteger:
-    case JsonValue::Kind::kFloat:
-      out += value.number_text();
-      return;
-    case JsonValue::Kind::kString:
-      append_string(out, value.as_string(), style.escapes);
-      return;
-    case JsonValue::Kind::kArray: {
-      std::string_view separator;
-      out.push_back('[');
-      for (const JsonValue& item : value.items()) {
-        out += separator;
-        separator = style.comma;
-        append_value(out, item, style);
-      }
-      out.push_back(']');
-      return;
-    }
-    case JsonValue::Kind::kObject: {
-      const JsonValue::Object& members = value.members();
-      const auto order = style.sort_keys ? sorted_by_key(members) : std::vector<std::size_t>{};
-      std::string_view separator;
-      out.push_back('{');
-      for (std::size_t i = 0; i < members.size(); ++i) {
-        const auto& [key, member] = members[style.sort_keys ? order[i] : i];
-        out += separator;
-        separator = style.comma;
-        append_string(out, key, style.escapes);
-        out += style.colon;
-        append_value(out, member, style);
-      }
-      out.push_back('}');
-      return;
-    }
-  }
-}
-
-std::string write(const JsonValue& value, const WriteStyle& style) {
-  std::string out;
-  append_value(out, value, style);
-  return out;
-}
-
-}  // namespace
-
 std::string write_compact(const JsonValue& value, JsonEscapes escapes) {
   return write(value, {.escapes = escapes});
+}
+
+void append_compact(std::string& out, const JsonValue& value, JsonEscapes escapes) {
+  append_value(out, value, {.escapes = escapes});
 }
 
 std::string write_spaced(const JsonValue& value, JsonEscapes escapes) {

@@ -51,16 +51,18 @@ Admission::Outcome Admission::wait(std::unique_lock<std::mutex>& lock,
   if (queue_.size() >= most_waiting_) {
     return Outcome::kFull;
   }
+  entry->deadline = deadline;
   queue_.push_back(entry);
   if (running_ < most_running_) {
     has_work_.notify_one();
   }
   while (!entry->admitted) {
     const auto now = Clock::now();
-    const Outcome outcome = closed_           ? Outcome::kClosed
-                            : now >= deadline ? Outcome::kLate
-                            : gone()          ? Outcome::kGone
-                                              : Outcome::kAdmitted;
+    const bool late = entry->late || now >= deadline;
+    const Outcome outcome = closed_  ? Outcome::kClosed
+                            : late   ? Outcome::kLate
+                            : gone() ? Outcome::kGone
+                                     : Outcome::kAdmitted;
     if (outcome != Outcome::kAdmitted) {
       std::erase(queue_, entry);
       return outcome;
@@ -132,6 +134,11 @@ void Admission::do_waiting_work() {
     }
     const std::shared_ptr<Entry> entry = std::move(queue_.front());
     queue_.pop_front();
+    if (Clock::now() >= entry->deadline) {  // its thread would have said so, but was not faster
+      entry->late = true;
+      entry->changed.notify_one();
+      continue;
+    }
     entry->admitted = true;
     ++running_;
     lock.unlock();

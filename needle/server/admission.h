@@ -60,7 +60,9 @@ class Admission {
  private:
   struct Entry {
     const std::function<void()>* work = nullptr;  // of who waits; none: its own thread runs
+    Clock::time_point deadline;
     bool admitted = false;
+    bool late = false;  // its turn came after its deadline
     bool done = false;
     std::exception_ptr error;
     std::condition_variable changed;

@@ -127,9 +127,8 @@ HttpReply Service::chat(const HttpRequest& http) {
       begin();
       result = work->run(metrics_, {});
     });
-    return {.body = write_compact(completion_json(work->head, work->request, result, work->times,
-                                                  &work->served->model.tokenizer()),
-                                  JsonEscapes::kUtf8)};
+    return {.body = completion_text(work->head, work->request, result, work->times,
+                                    &work->served->model.tokenizer())};
   }
   work->ticket = enter(http, work->deadline);
   begin();

@@ -1,8 +1,10 @@
 #include "needle/server/chat_response.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
+#include "needle/calls/json_writer.h"
 #include "needle/calls/tool.h"
 #include "needle/core/error.h"
 #include "needle/decode/trace.h"
@@ -10,20 +12,19 @@
 namespace needle {
 namespace {
 
-JsonValue text(std::string value) { return JsonValue::string(std::move(value)); }
-
-JsonValue call_json(const CompletionHead& head, const Call& call, std::size_t choice,
-                    std::size_t index) {
+// The members of a call; the object is the caller's.
+void write_call(JsonWriter& json, const CompletionHead& head, const Call& call, std::size_t choice,
+                std::size_t index) {
   // Ids only have to differ; this one says where the call stands.
-  JsonValue json = JsonValue::object();
-  json.set("id",
-           text(format("call_{}_{}_{}", head.id.substr(head.id.find('-') + 1), choice, index)));
-  json.set("type", text("function"));
-  json.set(
-      "function",
-      JsonValue::object({{"name", text(call.name)},
-                         {"arguments", text(write_compact(call.arguments, JsonEscapes::kUtf8))}}));
-  return json;
+  std::string id = "call_";
+  id += std::string_view(head.id).substr(head.id.find('-') + 1);
+  id += '_';
+  id += std::to_string(choice);
+  id += '_';
+  id += std::to_string(index);
+  json.key("id").string(id).key("type").string("function").key("function").begin_object();
+  json.key("name").string(call.name);
+  json.key("arguments").string(write_compact(call.arguments, JsonEscapes::kUtf8)).end_object();
 }
 
 std::string finish_reason(const ChatRequest& request, const CallResult& result, bool has_calls) {
@@ -42,102 +43,114 @@ std::string plain_content(std::string_view answer) {
              : std::string(answer);
 }
 
-JsonValue choice_json(const CompletionHead& head, const ChatRequest& request,
-                      const CallResult& result, const std::string& answer, std::size_t index) {
-  const std::string_view kept =
-      std::string_view(answer).substr(0, stop_position(answer, request.stop));
+void write_choice(JsonWriter& json, const CompletionHead& head, const ChatRequest& request,
+                  const CallResult& result, std::string_view kept, std::span<const Call> calls,
+                  std::size_t index) {
   const bool value = !request.call.response_schema.empty();
-  const std::vector<Call> calls = value ? std::vector<Call>() : complete_calls(kept);
-  JsonValue message = JsonValue::object();
-  message.set("role", text("assistant"));
-  message.set("content",
-              calls.empty() ? text(value ? std::string(kept) : plain_content(kept)) : JsonValue());
-  message.set("refusal", JsonValue());
-  if (!calls.empty()) {
-    JsonValue list = JsonValue::array();
-    for (std::size_t i = 0; i < calls.size(); ++i) {
-      list.items().push_back(call_json(head, calls[i], index, i));
-    }
-    message.set("tool_calls", std::move(list));
+  json.begin_object().key("index").integer(static_cast<std::int64_t>(index));
+  json.key("message").begin_object().key("role").string("assistant").key("content");
+  if (calls.empty()) {
+    json.string(value ? std::string(kept) : plain_content(kept));
+  } else {
+    json.null();
   }
-  JsonValue choice = JsonValue::object();
-  choice.set("index", JsonValue::integer(static_cast<std::int64_t>(index)));
-  choice.set("message", std::move(message));
-  choice.set("logprobs", JsonValue());
-  choice.set("finish_reason", text(finish_reason(request, result, !calls.empty())));
-  return choice;
+  json.key("refusal").null();
+  if (!calls.empty()) {
+    json.key("tool_calls").begin_array();
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      json.begin_object();
+      write_call(json, head, calls[i], index, i);
+      json.end_object();
+    }
+    json.end_array();
+  }
+  json.end_object().key("logprobs").null();
+  json.key("finish_reason").string(finish_reason(request, result, !calls.empty())).end_object();
 }
 
-JsonValue usage_json(const CallResult& result) {
+void write_usage(JsonWriter& json, const CallResult& result) {
   const std::int64_t prompt = std::ssize(result.prompt_ids);
   const std::int64_t completion = std::ssize(result.ids);
-  return JsonValue::object({{"prompt_tokens", JsonValue::integer(prompt)},
-                            {"completion_tokens", JsonValue::integer(completion)},
-                            {"total_tokens", JsonValue::integer(prompt + completion)}});
+  json.key("usage").begin_object().key("prompt_tokens").integer(prompt);
+  json.key("completion_tokens").integer(completion);
+  json.key("total_tokens").integer(prompt + completion).end_object();
 }
 
-JsonValue problems_json(const ChatRequest& request, const CallResult& result) {
-  JsonValue list = JsonValue::array();
-  if (!request.call.response_schema.empty()) {
-    return list;
+// `calls`: those of the answer.
+void write_problems(JsonWriter& json, const ChatRequest& request, std::span<const Call> calls) {
+  json.key("problems").begin_array();
+  if (request.call.response_schema.empty()) {
+    // Fewer than were offered: those of a shelf that fit the prompt.
+    const bool all = request.offered != nullptr && request.offered->json == request.call.tools_json;
+    const auto fewer = all ? std::vector<Tool>() : parse_tools_text(request.call.tools_json);
+    for (const CallProblem& problem : validate_calls(calls, all ? request.offered->tools : fewer)) {
+      json.begin_object().key("path").string(problem.path);
+      json.key("message").string(problem.message).end_object();
+    }
   }
-  // Fewer than were offered: those of a shelf that fit the prompt.
-  const bool all = request.offered != nullptr && request.offered->json == request.call.tools_json;
-  const auto fewer = all ? std::vector<Tool>() : parse_tools_text(request.call.tools_json);
-  for (const CallProblem& problem :
-       validate_calls(complete_calls(result.text), all ? request.offered->tools : fewer)) {
-    list.items().push_back(
-        JsonValue::object({{"path", text(problem.path)}, {"message", text(problem.message)}}));
-  }
-  return list;
+  json.end_array();
 }
 
 // The server's own field of a reply: what was ignored, whether the calls are valid, times, and the
 // model's confidence and trace where they were asked for.
-JsonValue extension_json(const ChatRequest& request, const CallResult& result,
-                         const CompletionTimes& times, const Tokenizer* tokenizer) {
-  JsonValue json = JsonValue::object();
-  JsonValue ignored = JsonValue::array();
+void write_extension(JsonWriter& json, const ChatRequest& request, const CallResult& result,
+                     std::span<const Call> calls, const CompletionTimes& times,
+                     const Tokenizer* tokenizer) {
+  json.key("needle").begin_object().key("ignored").begin_array();
   for (const std::string& name : request.ignored) {
-    ignored.items().push_back(text(name));
+    json.string(name);
   }
-  json.set("ignored", std::move(ignored));
-  json.set("problems", problems_json(request, result));
-  JsonValue unenforced = JsonValue::array();
+  json.end_array();
+  write_problems(json, request, calls);
+  json.key("unenforced").begin_array();
   for (const Unenforced& item : result.unenforced) {
-    unenforced.items().push_back(JsonValue::object({{"path", text(item.path)},
-                                                    {"keyword", text(item.keyword)},
-                                                    {"reason", text(item.reason)}}));
+    json.begin_object().key("path").string(item.path).key("keyword").string(item.keyword);
+    json.key("reason").string(item.reason).end_object();
   }
-  json.set("unenforced", std::move(unenforced));
-  json.set("stop", text(std::string(kStopReasonNames.name(result.stop))));
-  json.set("forced_tokens", JsonValue::integer(result.forced_tokens));
-  json.set("queue_ms", JsonValue::number(times.queue_ms));
-  json.set("model_ms", JsonValue::number(times.model_ms));
-  json.set("prefill_ms", JsonValue::number(1e3 * result.prefill_seconds));
-  json.set("decode_ms", JsonValue::number(1e3 * result.decode_seconds));
+  json.end_array();
+  json.key("stop").string(kStopReasonNames.name(result.stop));
+  json.key("forced_tokens").integer(result.forced_tokens);
+  json.key("queue_ms").thousandths(times.queue_ms);
+  json.key("model_ms").thousandths(times.model_ms);
+  json.key("prefill_ms").thousandths(1e3 * result.prefill_seconds);
+  json.key("decode_ms").thousandths(1e3 * result.decode_seconds);
   if (result.confidence) {
-    json.set("confidence", to_json(*result.confidence, result, request.call.query));
+    json.key("confidence").value(to_json(*result.confidence, result, request.call.query));
   }
   if (!result.n_best.empty()) {
-    JsonValue probabilities = JsonValue::array();
+    json.key("choice_probabilities").begin_array();
     for (const RankedAnswer& answer : result.n_best) {
-      probabilities.items().push_back(JsonValue::number(answer.probability));
+      json.value(JsonValue::number(answer.probability));
     }
-    json.set("choice_probabilities", std::move(probabilities));
+    json.end_array();
   }
   if (request.trace && tokenizer != nullptr) {
-    json.set("trace", trace_json(result, *tokenizer));
+    json.key("trace").value(trace_json(result, *tokenizer));
   }
-  return json;
+  json.end_object();
 }
 
-JsonValue head_json(const CompletionHead& head, std::string object) {
-  return JsonValue::object({{"id", text(head.id)},
-                            {"object", text(std::move(object))},
-                            {"created", JsonValue::integer(head.created)},
-                            {"model", text(head.model)},
-                            {"system_fingerprint", text(head.fingerprint)}});
+// Begins the object.
+void write_head(JsonWriter& json, const CompletionHead& head, std::string_view object) {
+  json.begin_object().key("id").string(head.id).key("object").string(object);
+  json.key("created").integer(head.created).key("model").string(head.model);
+  json.key("system_fingerprint").string(head.fingerprint);
+}
+
+std::string_view before_stop(const ChatRequest& request, std::string_view answer) {
+  return answer.substr(0, stop_position(answer, request.stop));
+}
+
+// None where the answer is a value.
+std::vector<Call> calls_of(const ChatRequest& request, std::string_view answer) {
+  return request.call.response_schema.empty() ? complete_calls(answer) : std::vector<Call>();
+}
+
+std::string event_text(std::string_view json) {
+  std::string event = "data: ";
+  event += json;
+  event += "\n\n";
+  return event;
 }
 
 }  // namespace
@@ -193,26 +206,31 @@ std::size_t stop_position(std::string_view answer, const std::vector<std::string
   return position;
 }
 
-JsonValue completion_json(const CompletionHead& head, const ChatRequest& request,
-                          const CallResult& result, const CompletionTimes& times,
-                          const Tokenizer* tokenizer) {
-  JsonValue choices = JsonValue::array();
+std::string completion_text(const CompletionHead& head, const ChatRequest& request,
+                            const CallResult& result, const CompletionTimes& times,
+                            const Tokenizer* tokenizer) {
+  JsonWriter json;
+  write_head(json, head, "chat.completion");
+  json.key("choices").begin_array();
+  const std::vector<Call> calls = calls_of(request, result.text);
   if (request.choices > 1 && !result.n_best.empty()) {
     for (std::size_t i = 0; i < result.n_best.size(); ++i) {
-      choices.items().push_back(choice_json(head, request, result, result.n_best[i].text, i));
+      const std::string_view kept = before_stop(request, result.n_best[i].text);
+      write_choice(json, head, request, result, kept, calls_of(request, kept), i);
     }
   } else {
-    choices.items().push_back(choice_json(head, request, result, result.text, 0));
+    const std::string_view kept = before_stop(request, result.text);
+    const bool whole = kept.size() == result.text.size();
+    write_choice(json, head, request, result, kept, whole ? calls : calls_of(request, kept), 0);
   }
-  JsonValue json = head_json(head, "chat.completion");
-  json.set("choices", std::move(choices));
-  json.set("usage", usage_json(result));
-  json.set("needle", extension_json(request, result, times, tokenizer));
-  return json;
+  json.end_array();
+  write_usage(json, result);
+  write_extension(json, request, result, calls, times, tokenizer);
+  return json.end_object().take();
 }
 
 std::string event(const JsonValue& value) {
-  return "data: " + write_compact(value, JsonEscapes::kUtf8) + "\n\n";
+  return event_text(write_compact(value, JsonEscapes::kUtf8));
 }
 
 CompletionStream::CompletionStream(CompletionHead head, const ChatRequest& request)
@@ -220,29 +238,33 @@ CompletionStream::CompletionStream(CompletionHead head, const ChatRequest& reque
       request_(request),
       names_(normalize_tool_names(request.call.tools_json)) {}
 
-std::string CompletionStream::chunk(JsonValue delta, JsonValue reason) const {
-  JsonValue json = head_json(head_, "chat.completion.chunk");
-  JsonValue choice = JsonValue::object({{"index", JsonValue::integer(0)},
-                                        {"delta", std::move(delta)},
-                                        {"logprobs", JsonValue()},
-                                        {"finish_reason", std::move(reason)}});
-  json.set("choices", JsonValue::array({std::move(choice)}));
-  return event(json);
+// `delta`: an object. `reason`: "" for none yet.
+std::string CompletionStream::chunk(std::string_view delta, std::string_view reason) const {
+  JsonWriter json;
+  write_head(json, head_, "chat.completion.chunk");
+  json.key("choices").begin_array().begin_object().key("index").integer(0);
+  json.key("delta").raw(delta).key("logprobs").null().key("finish_reason");
+  if (reason.empty()) {
+    json.null();
+  } else {
+    json.string(reason);
+  }
+  json.end_object().end_array().end_object();
+  return event_text(json.text());
 }
 
 std::string CompletionStream::begin() const {
-  return chunk(JsonValue::object({{"role", text("assistant")}, {"content", JsonValue()}}), {});
+  return chunk(R"({"role":"assistant","content":null})", "");
 }
 
 std::string CompletionStream::call_event(const Call& call) {
-  JsonValue json = call_json(head_, call, 0, sent_);
-  JsonValue delta =
-      JsonValue::object({{"index", JsonValue::integer(static_cast<std::int64_t>(sent_))}});
-  for (auto& [key, value] : json.members()) {
-    delta.set(key, std::move(value));
-  }
+  JsonWriter delta;
+  delta.begin_object().key("tool_calls").begin_array().begin_object();
+  delta.key("index").integer(static_cast<std::int64_t>(sent_));
+  write_call(delta, head_, call, 0, sent_);
+  delta.end_object().end_array().end_object();
   ++sent_;
-  return chunk(JsonValue::object({{"tool_calls", JsonValue::array({std::move(delta)})}}), {});
+  return chunk(delta.text(), "");
 }
 
 std::string CompletionStream::add(std::string_view piece) {
@@ -261,24 +283,28 @@ std::string CompletionStream::add(std::string_view piece) {
 std::string CompletionStream::finish(const CallResult& result, const CompletionTimes& times,
                                      const Tokenizer* tokenizer) {
   std::string events;
-  const std::string kept = result.text.substr(0, stop_position(result.text, request_.stop));
+  const std::string_view kept = before_stop(request_, result.text);
   const bool value = !request_.call.response_schema.empty();
-  const std::vector<Call> calls = value ? std::vector<Call>() : complete_calls(kept);
+  const std::vector<Call> calls = calls_of(request_, kept);
   for (std::size_t i = sent_; i < calls.size(); ++i) {
     events += call_event(calls[i]);
   }
-  if (const std::string content = value ? kept : plain_content(kept);
+  if (const std::string content = value ? std::string(kept) : plain_content(kept);
       calls.empty() && !content.empty()) {
-    events += chunk(JsonValue::object({{"content", text(content)}}), {});
+    JsonWriter delta;
+    delta.begin_object().key("content").string(content).end_object();
+    events += chunk(delta.text(), "");
   }
-  events += chunk(JsonValue::object(), text(finish_reason(request_, result, !calls.empty())));
-  JsonValue last = head_json(head_, "chat.completion.chunk");
-  last.set("choices", JsonValue::array());
+  events += chunk("{}", finish_reason(request_, result, !calls.empty()));
+  JsonWriter last;
+  write_head(last, head_, "chat.completion.chunk");
+  last.key("choices").begin_array().end_array();
   if (request_.include_usage) {
-    last.set("usage", usage_json(result));
+    write_usage(last, result);
   }
-  last.set("needle", extension_json(request_, result, times, tokenizer));
-  return events + event(last) + "data: [DONE]\n\n";
+  write_extension(last, request_, result, calls_of(request_, result.text), times, tokenizer);
+  last.end_object();
+  return events + event_text(last.text()) + "data: [DONE]\n\n";
 }
 
 }  // namespace needle

@@ -47,9 +47,9 @@ struct CompletionTimes {
 };
 
 // The reply without stream. `tokenizer` may be nullptr where no model was asked.
-JsonValue completion_json(const CompletionHead& head, const ChatRequest& request,
-                          const CallResult& result, const CompletionTimes& times,
-                          const Tokenizer* tokenizer);
+std::string completion_text(const CompletionHead& head, const ChatRequest& request,
+                            const CallResult& result, const CompletionTimes& times,
+                            const Tokenizer* tokenizer);
 
 // One request's events: a call is sent as soon as it is complete, with the tools' own names.
 class CompletionStream {
@@ -62,7 +62,7 @@ class CompletionStream {
                      const Tokenizer* tokenizer);  // the rest, the reason, usage, [DONE]
 
  private:
-  std::string chunk(JsonValue delta, JsonValue finish_reason) const;
+  std::string chunk(std::string_view delta, std::string_view reason) const;
   std::string call_event(const Call& call);
 
   CompletionHead head_;

@@ -68,6 +68,14 @@ std::vector<EmbeddingInput> read_inputs(const JsonValue& body, const ServerLimit
   return inputs;
 }
 
+// Cut as the model's own tools' texts are.
+std::vector<TokenId> input_ids(const EmbeddingInput& input, const Tokenizer& tokenizer) {
+  std::vector<TokenId> ids = input.tokens.empty() ? tokenizer.encode(input.text) : input.tokens;
+  ids.resize(
+      std::min<std::size_t>(ids.size(), static_cast<std::size_t>(RetrieveOptions().max_tokens)));
+  return ids;
+}
+
 std::string base64(std::string_view bytes) {
   constexpr std::string_view kDigits =
       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -131,26 +139,24 @@ HttpReply Service::embeddings(const HttpRequest& http) {
     throw bad_request("encoding_format", "expected float or base64");
   }
   const auto dimensions = read_integer(body, "dimensions", 1, 1 << 20);
-  const Admission::Ticket ticket = enter(http, deadline);
 
   JsonValue data = JsonValue::array();
   std::int64_t tokens = 0;
-  const RetrieveOptions retrieve;
-  for (const EmbeddingInput& input : inputs) {
-    check_late(deadline, http, metrics_);
-    std::vector<TokenId> ids =
-        input.tokens.empty() ? served->model.tokenizer().encode(input.text) : input.tokens;
-    ids.resize(std::min<std::size_t>(ids.size(), static_cast<std::size_t>(retrieve.max_tokens)));
-    tokens += std::ssize(ids);
-    const std::vector<float> vector = engine.embed(ids);
-    if (dimensions && *dimensions != std::ssize(vector)) {
-      throw bad_request("dimensions", format("this model's embeddings have {}", vector.size()));
+  run_in_turn(http, deadline, [&] {
+    for (const EmbeddingInput& input : inputs) {
+      check_late(deadline, http, metrics_);
+      const std::vector<TokenId> ids = input_ids(input, served->model.tokenizer());
+      tokens += std::ssize(ids);
+      const std::vector<float> vector = engine.embed(ids);
+      if (dimensions && *dimensions != std::ssize(vector)) {
+        throw bad_request("dimensions", format("this model's embeddings have {}", vector.size()));
+      }
+      data.items().push_back(
+          JsonValue::object({{"object", JsonValue::string("embedding")},
+                             {"index", JsonValue::integer(std::ssize(data.items()))},
+                             {"embedding", vector_json(vector, encoding == "base64")}}));
     }
-    data.items().push_back(
-        JsonValue::object({{"object", JsonValue::string("embedding")},
-                           {"index", JsonValue::integer(std::ssize(data.items()))},
-                           {"embedding", vector_json(vector, encoding == "base64")}}));
-  }
+  });
   metrics_.count_tokens(tokens, 0);
   JsonValue reply = JsonValue::object();
   reply.set("object", JsonValue::string("list"));
@@ -177,27 +183,28 @@ HttpReply Service::rank(const HttpRequest& http) {
     throw bad_request("tools", "expected at least one tool");
   }
   const auto top = read_integer(body, "top_k", 1, 1 << 20).value_or(std::ssize(read->tools));
-  const Admission::Ticket ticket = enter(http, deadline);
 
   const auto escapes = served->model.prompt_config().json_escapes;
   const auto texts = tool_texts(read->json, escapes);
   const RetrieveOptions retrieve{.json_escapes = escapes};
-  std::vector<std::vector<float>> embeddings;
-  for (const std::string& text : texts) {
-    check_late(deadline, http, metrics_);
-    embeddings.push_back(
-        ToolIndex(served->model.engine(), served->model.tokenizer(), std::span(&text, 1), retrieve)
-            .embeddings()[0]);
-  }
-  const ToolIndex index(served->model.engine(), served->model.tokenizer(), std::move(embeddings),
-                        retrieve);
+  const auto& engine = served->model.engine();
+  const auto& tokenizer = served->model.tokenizer();
   JsonValue data = JsonValue::array();
-  for (const RankedTool& tool : index.rank(query, static_cast<std::size_t>(top))) {
-    data.items().push_back(
-        JsonValue::object({{"index", JsonValue::integer(static_cast<std::int64_t>(tool.index))},
-                           {"name", JsonValue::string(read->tools[tool.index].name)},
-                           {"score", JsonValue::number(tool.score)}}));
-  }
+  run_in_turn(http, deadline, [&] {
+    std::vector<std::vector<float>> embeddings;
+    for (const std::string& text : texts) {
+      check_late(deadline, http, metrics_);
+      embeddings.push_back(
+          ToolIndex(engine, tokenizer, std::span(&text, 1), retrieve).embeddings()[0]);
+    }
+    const ToolIndex index(engine, tokenizer, std::move(embeddings), retrieve);
+    for (const RankedTool& tool : index.rank(query, static_cast<std::size_t>(top))) {
+      data.items().push_back(
+          JsonValue::object({{"index", JsonValue::integer(static_cast<std::int64_t>(tool.index))},
+                             {"name", JsonValue::string(read->tools[tool.index].name)},
+                             {"score", JsonValue::number(tool.score)}}));
+    }
+  });
   JsonValue reply = JsonValue::object();
   reply.set("object", JsonValue::string("list"));
   reply.set("data", std::move(data));

@@ -37,11 +37,12 @@ TEST(StopPositionTest, IsTheFirstOfAll) {
   EXPECT_EQ(stop_position("abc", {"x"}), 3U);
 }
 
-TEST(CompletionJsonTest, ProblemsAreThoseOfTheToolsThatWereLeft) {
+TEST(CompletionTextTest, ProblemsAreThoseOfTheToolsThatWereLeft) {
   const auto problems = [](const ChatRequest& request) {
     CallResult result;
     result.text = R"([{"name":"a","arguments":{"x":"text"}},{"name":"b","arguments":{}}])";
-    const JsonValue json = completion_json({}, request, result, {}, nullptr);
+    const JsonValue json =
+        *parse_json_value(completion_text({}, request, result, {}, nullptr)).value;
     return write_compact(*json.find("needle")->find("problems"));
   };
   ToolReader reader({});

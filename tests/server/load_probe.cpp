@@ -3,8 +3,10 @@
 //
 // Every request carries a tag that its reply must repeat (an unknown field, listed back in
 // needle.ignored), and its calls must be those that the bare engine gave for the same question: a
-// lost or mixed-up reply cannot go unseen.
+// lost or mixed-up reply cannot go unseen. Of a stream every event must come, in order and with the
+// stream's own id.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <chrono>
@@ -16,7 +18,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -32,6 +36,7 @@
 #include "needle/core/error.h"
 #include "needle/core/exit_code.h"
 #include "needle/core/json.h"
+#include "needle/decode/retrieve.h"
 #include "needle/runtime/aligned_buffer.h"
 #include "needle/runtime/loaded_model.h"
 #include "needle/server/chat_response.h"
@@ -57,13 +62,27 @@ struct Settings {
   std::size_t alone = 500;  // requests of one client, for the overhead without a queue
   std::size_t engine_requests = 100'000;  // of the bare engine at most
   double seconds = 60;                    // at most, of each part
+  // Of 100 requests to the server and of the bare engine's; the rest are plain chat requests.
+  std::size_t streams = 0, embeddings = 0, ranks = 0;
 };
+
+enum class Kind { kChat, kStream, kEmbedding, kRank };
+
+// Spread evenly, the same for server and engine.
+Kind kind_of(const Settings& settings, std::size_t i) {
+  const std::size_t place = i * 37 % 100;
+  return place < settings.streams                                          ? Kind::kStream
+         : place < settings.streams + settings.embeddings                  ? Kind::kEmbedding
+         : place < settings.streams + settings.embeddings + settings.ranks ? Kind::kRank
+                                                                           : Kind::kChat;
+}
 
 // One question: as the engine takes it, as a client sends it, and what must come back.
 struct Case {
   CallRequest request;
   std::string body_begin;  // then the tag, then "\":1}"
   std::string expected;    // stands in the reply
+  std::string expected_embedding, expected_ranks;
 };
 
 std::string tools_json(std::size_t variant) {
@@ -104,12 +123,97 @@ std::string calls_in_reply(const std::string& answer) {
   return text;
 }
 
-std::string http_request(const Case& item, std::size_t tag) {
-  const std::string body = format("{}{}\":1}}", item.body_begin, tag);
+std::string embedding_in_reply(const runtime::LoadedModel& model, const Case& item) {
+  JsonValue vector = JsonValue::array();
+  for (const float value : model.engine().embed(model.tokenizer().encode(item.request.query))) {
+    vector.items().push_back(JsonValue::number(value));
+  }
+  return "\"embedding\":" + write_compact(vector);
+}
+
+std::string ranks_in_reply(const runtime::LoadedModel& model, const Case& item) {
+  const std::vector<Tool> tools = parse_tools_text(item.request.tools_json);
+  const RetrieveOptions options{.json_escapes = model.prompt_config().json_escapes};
+  const ToolIndex index(model.engine(), model.tokenizer(),
+                        tool_texts(item.request.tools_json, options.json_escapes), options);
+  JsonValue list = JsonValue::array();
+  for (const RankedTool& ranked : index.rank(item.request.query, tools.size())) {
+    list.items().push_back(
+        JsonValue::object({{"index", JsonValue::integer(static_cast<std::int64_t>(ranked.index))},
+                           {"name", JsonValue::string(tools[ranked.index].name)},
+                           {"score", JsonValue::number(ranked.score)}}));
+  }
+  return "\"data\":" + write_compact(list);
+}
+
+std::string http_request(const Case& item, std::size_t tag, Kind kind = Kind::kChat) {
+  std::string path = "/v1/chat/completions";
+  std::string body = item.body_begin;
+  if (kind == Kind::kEmbedding) {
+    path = "/v1/embeddings";
+    body = format(R"({{"input":"{}","tag_)", item.request.query);
+  } else if (kind == Kind::kRank) {
+    path = "/v1/rank";
+    body =
+        format(R"({{"query":"{}","tools":{},"tag_)", item.request.query, item.request.tools_json);
+  }
+  body += format("{}\":1{}}}", tag, kind == Kind::kStream ? ",\"stream\":true" : "");
   return format(
-      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+      "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
       "Content-Length: {}\r\n\r\n{}",
-      body.size(), body);
+      path, body.size(), body);
+}
+
+// The body that came in chunks; nothing if it is not whole.
+std::optional<std::string> joined_chunks(std::string_view rest) {
+  std::string body;
+  for (;;) {
+    std::size_t size = 0;
+    const std::size_t line = rest.find("\r\n");
+    if (line == std::string_view::npos ||
+        std::from_chars(rest.data(), rest.data() + line, size, 16).ptr != rest.data() + line ||
+        rest.size() < line + 2 + size + 2 || rest.substr(line + 2 + size, 2) != "\r\n") {
+      return {};
+    }
+    if (size == 0) {
+      return body;
+    }
+    body += rest.substr(line + 2, size);
+    rest.remove_prefix(line + 2 + size + 2);
+  }
+}
+
+// What the events of one stream say: they all have its id, the role comes first, then the call, the
+// reason, the end. "" if one is missing, doubled, or of another stream.
+std::string events_in_order(std::string_view reply) {
+  const std::size_t head = reply.find("\r\n\r\n");
+  const auto body =
+      head == std::string_view::npos ? std::nullopt : joined_chunks(reply.substr(head + 4));
+  if (!body) {
+    return "";
+  }
+  std::vector<std::string_view> events;
+  for (std::string_view rest = *body; !rest.empty();) {
+    const std::size_t end = rest.find("\n\n");
+    if (!rest.starts_with("data: ") || end == std::string_view::npos) {
+      return "";
+    }
+    events.push_back(rest.substr(6, end - 6));
+    rest.remove_prefix(end + 2);
+  }
+  constexpr std::array<std::string_view, 4> kOrder = {R"("role":"assistant")", R"("tool_calls":[)",
+                                                      R"("finish_reason":"tool_calls")",
+                                                      R"("needle":)"};
+  if (events.size() != kOrder.size() + 1 || events.back() != "[DONE]") {
+    return "";
+  }
+  const std::string_view id = events[0].substr(0, events[0].find(','));
+  for (std::size_t i = 0; i < kOrder.size(); ++i) {
+    if (!events[i].starts_with(id) || events[i].find(kOrder[i]) == std::string_view::npos) {
+      return "";
+    }
+  }
+  return *body;
 }
 
 class Client {
@@ -141,7 +245,8 @@ class Client {
     }
     std::string reply;
     std::size_t whole = std::string::npos;
-    while (reply.size() < whole) {
+    bool chunked = false;
+    while (reply.size() < whole && !(chunked && reply.ends_with("\r\n0\r\n\r\n"))) {
       char bytes[16384];
       const ssize_t count = ::recv(socket_, bytes, sizeof bytes, 0);
       if (count <= 0) {
@@ -152,6 +257,10 @@ class Client {
           whole == std::string::npos && head != std::string::npos) {
         constexpr std::string_view kLength = "Content-Length: ";
         const std::size_t at = reply.find(kLength);
+        chunked = reply.find("Transfer-Encoding: chunked\r\n") < head;
+        if (chunked) {
+          continue;
+        }
         std::size_t length = 0;
         std::from_chars(reply.data() + at + kLength.size(), reply.data() + head, length);
         whole = head + 4 + length;
@@ -266,11 +375,21 @@ std::size_t answer(std::size_t threads, std::size_t first, std::size_t count, do
 }
 
 struct EngineWork {
+  const Settings& settings;
   const runtime::LoadedModel& model;
   std::vector<Case>& cases;
   int start() const { return 0; }
   void run(int, std::size_t i) const {
-    const CallResult result = model.call(cases[i % cases.size()].request);
+    const Case& item = cases[i % cases.size()];
+    const Kind kind = kind_of(settings, i);
+    if (kind == Kind::kEmbedding || kind == Kind::kRank) {
+      NEEDLE_CHECK(
+          !(kind == Kind::kRank ? ranks_in_reply(model, item) : embedding_in_reply(model, item))
+               .empty(),
+          "the engine said nothing");
+      return;
+    }
+    const CallResult result = model.call(item.request);
     NEEDLE_CHECK(!result.text.empty(), "the engine said nothing");
   }
 };
@@ -287,6 +406,7 @@ struct Failures {
 };
 
 struct ServerWork {
+  const Settings& settings;
   const std::vector<Case>& cases;
   int port;
   Failures& failures;
@@ -296,20 +416,28 @@ struct ServerWork {
   void run(std::unique_ptr<Client>& client, std::size_t i) const { ask(client, i); }
   std::string ask(std::unique_ptr<Client>& client, std::size_t i) const {
     const Case& item = cases[i % cases.size()];
-    const std::string request = http_request(item, i);
+    const Kind kind = kind_of(settings, i);
+    const std::string request = http_request(item, i, kind);
     const auto start = Clock::now();
     const std::string reply = client->ask(request);
     latencies[i] = milliseconds_since(start);
     if (reply.starts_with("HTTP/1.1 429")) {
       failures.add(&Failures::refused, reply);
-    } else if (!reply.starts_with("HTTP/1.1 200") || !reply.ends_with("}")) {
+      return reply;
+    }
+    const std::string said = kind == Kind::kStream ? events_in_order(reply) : reply;
+    const std::string& expected = kind == Kind::kEmbedding ? item.expected_embedding
+                                  : kind == Kind::kRank    ? item.expected_ranks
+                                                           : item.expected;
+    if (!reply.starts_with("HTTP/1.1 200") || said.empty() ||
+        !(kind == Kind::kStream ? said.ends_with("[DONE]\n\n") : said.ends_with("}"))) {
       failures.add(&Failures::lost, reply);
       client = std::make_unique<Client>(port);
-    } else if (reply.find(item.expected) == std::string::npos ||
-               reply.find(format("\"tag_{}\"", i)) == std::string::npos) {
+    } else if (said.find(expected) == std::string::npos ||
+               said.find(format("\"tag_{}\"", i)) == std::string::npos) {
       failures.add(&Failures::wrong, reply);
-    } else {
-      overheads[i] = latencies[i] - number(reply, "\"queue_ms\":") - number(reply, "\"model_ms\":");
+    } else if (kind == Kind::kChat || kind == Kind::kStream) {
+      overheads[i] = latencies[i] - number(said, "\"queue_ms\":") - number(said, "\"model_ms\":");
     }
     return reply;
   }
@@ -365,6 +493,8 @@ void write_models(const std::filesystem::path& folder) {
 void expect_what_the_engine_says(const runtime::LoadedModel& model, std::vector<Case>& cases) {
   for (Case& item : cases) {
     item.expected = calls_in_reply(model.call(item.request).text);
+    item.expected_embedding = embedding_in_reply(model, item);
+    item.expected_ranks = ranks_in_reply(model, item);
     NEEDLE_CHECK(!item.expected.empty(), "the model calls nothing for: {}", item.request.query);
   }
 }
@@ -380,8 +510,9 @@ void ask_alone(const Settings& settings, const ServerWork& work, const EngineWor
   const auto start = Clock::now();
   for (; count < settings.alone && milliseconds_since(start) < 2e3 * settings.seconds; ++count) {
     const std::string reply = work.ask(client, count);
-    bare_overheads[count] =
-        socket.ask(http_request(work.cases[count % work.cases.size()], count), count, reply);
+    bare_overheads[count] = socket.ask(
+        http_request(work.cases[count % work.cases.size()], count, kind_of(settings, count)), count,
+        reply);
   }
   report["alone_requests"] = count;
   report["alone_latency_ms"] = spread(work.latencies);
@@ -396,12 +527,13 @@ void run(const Settings& settings) {
   expect_what_the_engine_says(model, cases);
   Json report;
   Failures failures;
-  const EngineWork bare{model, cases};
+  const EngineWork bare{settings, model, cases};
   std::vector<double> latencies(settings.alone), overheads(settings.alone);
-  ask_alone(settings, {cases, settings.port, failures, latencies, overheads}, bare, report);
+  ask_alone(settings, {settings, cases, settings.port, failures, latencies, overheads}, bare,
+            report);
   latencies.assign(settings.requests, 0);
   overheads = latencies;
-  const ServerWork work{cases, settings.port, failures, latencies, overheads};
+  const ServerWork work{settings, cases, settings.port, failures, latencies, overheads};
   Side engine, server;
   // In turns, so that a machine that becomes faster or slower does so for both.
   constexpr std::size_t kRounds = 8;
@@ -432,11 +564,10 @@ void run(const Settings& settings) {
 Settings parse(int argc, char** argv) {
   Settings settings;
   const std::map<std::string, std::size_t Settings::*> counts = {
-      {"--clients", &Settings::clients},
-      {"--threads", &Settings::threads},
-      {"--requests", &Settings::requests},
-      {"--engine-requests", &Settings::engine_requests},
-      {"--alone", &Settings::alone}};
+      {"--clients", &Settings::clients},       {"--threads", &Settings::threads},
+      {"--requests", &Settings::requests},     {"--engine-requests", &Settings::engine_requests},
+      {"--alone", &Settings::alone},           {"--streams", &Settings::streams},
+      {"--embeddings", &Settings::embeddings}, {"--ranks", &Settings::ranks}};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     if (name == "--model") {
@@ -456,7 +587,8 @@ Settings parse(int argc, char** argv) {
   if (settings.write_models.empty() && (settings.model.empty() || settings.port == 0)) {
     throw ConfigError(
         "usage: needle-load-probe --model FILE --port PORT [--clients N] [--threads N] "
-        "[--requests N] [--alone N] [--engine-requests N] [--seconds S], or --write-models FOLDER");
+        "[--requests N] [--alone N] [--engine-requests N] [--seconds S] [--streams PERCENT] "
+        "[--embeddings PERCENT] [--ranks PERCENT], or --write-models FOLDER");
   }
   return settings;
 }

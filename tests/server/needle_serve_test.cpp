@@ -68,7 +68,8 @@ TEST_F(NeedleServeIntegration, LetsNobodyInWhoMayNotAndReachesForNothing) {
 }
 
 TEST_F(NeedleServeIntegration, LosesAndMixesUpNoReplyUnderLoad) {
-  run_bench("load.py", {"--requests", "400", "--alone", "20", "--seconds", "20"});
+  run_bench("load.py", {"--requests", "400", "--alone", "20", "--seconds", "20", "--streams", "33",
+                        "--embeddings", "10", "--ranks", "10"});
 }
 
 TEST_F(NeedleServeIntegration, StaysUpAndTidyWhateverIsSent) {

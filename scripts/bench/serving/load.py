@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """needle-serve under load: lost and mixed-up replies, throughput against the bare engine, what HTTP adds to a request.
 
-usage: load.py [--bin build/release/bin] [--model FILE.needle] [--clients 32] [--workers N] [--requests 2000] [--alone 500] [--seconds 60] [--json]
+usage: load.py [--bin build/release/bin] [--model FILE.needle] [--clients 32] [--workers N] [--requests 2000] [--alone 500] [--seconds 60]
+               [--streams PERCENT] [--embeddings PERCENT] [--ranks PERCENT] [--json]
 
 First one client asks the server: nothing waits, so what neither the queue nor the model took is what HTTP, JSON and the prompt's
 checks add; in turns with it a socket without a server does the same work, which says how much of that is the machine's. Then, in eight turns, the bare engine answers the questions on as many threads as the server has workers, and all clients
 ask the server at once; they share the machine with it. Each reply must repeat its request's tag and carry the calls that the bare
-engine made for the same question; one that does not counts as wrong, one that does not come whole as lost. Every part ends after its
+engine made for the same question; one that does not counts as wrong, one that does not come whole as lost. --streams, --embeddings and --ranks make that
+many of a hundred requests of those kinds, for the bare engine, too; a stream is whole if each of its events came, in order and under its
+own id. Every part ends after its
 requests or --seconds, whichever comes first.
 Without --model: the tests' small trained model, which is the hardest case: the model takes least.
 Exit code 1 if a reply was lost, wrong or refused.
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 
+KINDS = ["streams", "embeddings", "ranks"]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests/server"))
 from serving import Server  # noqa: E402
@@ -42,6 +46,8 @@ def main():
     parser.add_argument("--alone", type=int, default=500)
     parser.add_argument("--engine-requests", type=int, default=100_000, help="at most, of the bare engine")
     parser.add_argument("--seconds", type=float, default=60)
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", type=int, default=0, help="of a hundred requests")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")
     options = parser.parse_args()
     probe = str(options.bin / "needle-load-probe")
@@ -51,7 +57,7 @@ def main():
             options.model = folder + "/model.needle"
         with Server(str(options.bin / "needle-serve"), "-m", options.model, "--workers", str(options.server_workers or options.workers), *options.serve.split()) as server:
             result = subprocess.run([probe, "--model", options.model, "--port", str(server.port), "--threads", str(options.workers)] +
-                                    [word for name in ["clients", "requests", "alone", "engine-requests", "seconds"]
+                                    [word for name in ["clients", "requests", "alone", "engine-requests", "seconds", *KINDS]
                                      for word in (f"--{name}", str(getattr(options, name.replace("-", "_"))))],
                                     capture_output=True, text=True)
             if result.returncode != 0:
