@@ -20,7 +20,7 @@ struct EvalModelOptions {
   std::vector<std::string> device_plugins;  // likewise
   std::string kernels = "none";  // checkpoints only: quantise the kernels as an export would
   std::string embedding = "none";
-  std::string numerics = "int8";  // of the runtime: int8 as served, int16 or float
+  std::string numerics = "mixed";  // of the runtime: mixed as served, int8, int16 or float
   bool libtorch = false;    // compute a .needle file's weights with LibTorch instead of the runtime
   std::size_t threads = 1;  // requests at a time
 };

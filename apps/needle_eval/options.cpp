@@ -67,10 +67,10 @@ void add_model_options(CLI::App& command, EvalModelOptions& options) {
       ->check(CLI::IsMember({"none", "int4", "int8"}))
       ->capture_default_str();
   command
-      .add_option(
-          "--numerics", options.numerics,
-          "How the runtime computes a .needle file: int8 as needle-run does, int16, or float")
-      ->check(CLI::IsMember({"int8", "int16", "float"}))
+      .add_option("--numerics", options.numerics,
+                  "How the runtime computes a .needle file: mixed as needle-run does, int8, int16, "
+                  "or float")
+      ->check(CLI::IsMember({"mixed", "int8", "int16", "float"}))
       ->capture_default_str();
   command.add_flag("--libtorch", options.libtorch,
                    "Compute a .needle file with LibTorch, not the runtime: same weights, other "

@@ -209,8 +209,8 @@ std::vector<Metric> measure_kernels(const runtime::Model& model, std::int64_t re
   std::vector<float> y(static_cast<std::size_t>(kRows * model.embedding.out()));
   const runtime::Machine machine{.kernels = &kernels};
   runtime::Int8Buffer buffer(runtime::Numerics::kInt8, kRows, matrix.in());
-  runtime::ConstInt8Rows codes =
-      buffer.quantize(machine, {x.data(), kRows, matrix.in()}, matrix.in());
+  runtime::ConstInt8Rows codes = buffer.quantize(machine, runtime::Numerics::kInt8,
+                                                 {x.data(), kRows, matrix.in()}, matrix.in());
   const auto product = [&](const runtime::Matrix& by, std::int64_t rows, std::int64_t times) {
     codes.count = rows;
     for (std::int64_t i = 0; i < times; ++i) {

@@ -17,7 +17,7 @@ struct ModelOptions {
   std::string model;
   std::string random_weights;  // instead of it: a model config
   std::size_t threads = 1;
-  std::string numerics = std::string(runtime::kNumericsNames.name(runtime::Numerics::kInt8));
+  std::string numerics = std::string(runtime::kNumericsNames.name(runtime::Numerics::kMixed));
   bool skip_checksums = false;
 
   void add_to(CLI::App& command);

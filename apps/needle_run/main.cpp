@@ -20,9 +20,9 @@ void ModelOptions::add_to(CLI::App& command) {
   command.add_option("--threads", threads, "Threads; 0: one per core")->capture_default_str();
   command
       .add_option("--numerics", numerics,
-                  "int8: 8-bit activations, fast; int16: nearer to float; float: token for token "
-                  "as LibTorch")
-      ->check(CLI::IsMember({"int8", "int16", "float"}))
+                  "mixed: 16-bit activations where they matter, 8-bit elsewhere; int8: faster; "
+                  "int16: nearer to float; float: token for token as LibTorch")
+      ->check(CLI::IsMember({"mixed", "int8", "int16", "float"}))
       ->capture_default_str();
   command.add_flag("--skip-checksums", skip_checksums,
                    "Trust the file: do not read all of it to check it");

@@ -18,7 +18,7 @@ namespace needle {
 struct ModelOptions {
   std::vector<std::string> models;
   std::string folder;
-  std::string numerics = "int8";
+  std::string numerics = "mixed";
 
   void add_to(CLI::App& app);
   // `more`: a folder whose models are served, too; "": none.

@@ -21,9 +21,9 @@ void ModelOptions::add_to(CLI::App& app) {
                  "Folder whose .needle files are served, too, also those that come later")
       ->check(CLI::ExistingDirectory);
   app.add_option("--numerics", numerics,
-                 "int8: 8-bit activations, fast; int16: nearer to float; float: token for token as "
-                 "LibTorch")
-      ->check(CLI::IsMember({"int8", "int16", "float"}))
+                 "mixed: 16-bit activations where they matter, 8-bit elsewhere; int8: faster; "
+                 "int16: nearer to float; float: token for token as LibTorch")
+      ->check(CLI::IsMember({"mixed", "int8", "int16", "float"}))
       ->capture_default_str();
 }
 

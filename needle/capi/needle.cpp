@@ -210,15 +210,27 @@ needle_status generate(std::string_view function, std::span<needle_batch_item> i
   });
 }
 
+needle::runtime::Numerics numerics_of(std::int32_t float_numerics) {
+  using needle::runtime::Numerics;
+  switch (float_numerics) {
+    case 0:
+      return Numerics::kMixed;
+    case 2:
+      return Numerics::kInt16;
+    case 3:
+      return Numerics::kInt8;
+    default:
+      return Numerics::kFloat;
+  }
+}
+
 needle::runtime::LoadOptions load_options(const needle_load_options* options) {
   if (options == nullptr) {
     return {};
   }
   return {.threads = options->threads,
           .verify_checksums = options->skip_checksums == 0,
-          .numerics = options->float_numerics == 0   ? needle::runtime::Numerics::kInt8
-                      : options->float_numerics == 2 ? needle::runtime::Numerics::kInt16
-                                                     : needle::runtime::Numerics::kFloat};
+          .numerics = numerics_of(options->float_numerics)};
 }
 
 needle_status take_model(needle::runtime::LoadedModel loaded, needle_model*& model) {

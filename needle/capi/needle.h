@@ -55,10 +55,11 @@ typedef struct needle_load_options {
   size_t threads;         /* the calling one included; 0: one per core */
   int32_t skip_checksums; /* 1: trust the file */
   int32_t float_numerics; /* 1: float32 activations, the specification; where the CPU has kernels
-                             0: 8-bit activations, the fastest; 2: 16-bit, nearer to float32 */
+                             0: 16-bit activations where they matter, 8-bit elsewhere; 2: 16-bit
+                             everywhere, nearest to float32; 3: 8-bit everywhere, the fastest */
 } needle_load_options;
 
-/* `options` may be null: one thread, checksums verified, 8-bit activations. */
+/* `options` may be null: one thread, checksums verified, float_numerics 0. */
 NEEDLE_API needle_status needle_model_load(const char* path, const needle_load_options* options,
                                            needle_model** model);
 /* The same from the bytes of a weights file in memory (needle-export embed makes them part of a

@@ -132,17 +132,17 @@ class DecoderPass {
     return {buffer.data(), count, width};
   }
 
-  Activations activations(const AlignedBuffer<float>& from, std::int64_t count,
+  Activations activations(Numerics numerics, const AlignedBuffer<float>& from, std::int64_t count,
                           std::int64_t width) {
-    return prepare(alone_, model_, {from.data(), count, width}, width, own_.codes);
+    return prepare(alone_, numerics, {from.data(), count, width}, width, own_.codes);
   }
 
-  Activations norm(std::span<const float> factors) {
-    kernels_.add_norm(own_.gate, own_.update, factors.data(), config_.d_model,
+  Activations norm(const SubLayer& layer) {
+    kernels_.add_norm(own_.gate, own_.update, layer.norm.data(), config_.d_model,
                       rows_of(own_.x, count_, config_.d_model),
                       rows_of(own_.normed, count_, config_.d_model));
     own_.update = {};
-    return activations(own_.normed, count_, config_.d_model);
+    return activations(layer.numerics, own_.normed, count_, config_.d_model);
   }
 
   // The outputs of blocks begin .. end - 1.
@@ -152,7 +152,7 @@ class DecoderPass {
       return;
     }
     if (matrix.is_int4()) {
-      multiply_int4(kernels_, matrix.int4(), x, y, begin, end);
+      kernels_.multiply_int4(matrix.int4(), x.codes, y, begin, end);
       return;
     }
     // A row at a time: float sums of several at once would round otherwise.
@@ -197,7 +197,7 @@ class DecoderPass {
 
   void self_attention(const AttentionLayer& layer, std::size_t index) {
     const AttentionWeights& weights = layer.attention;
-    const Activations input = norm(layer.norm);
+    const Activations input = norm(layer);
     const Part own = part_of(head_units());
     project_heads(weights.q_proj, input, all_.q, own);
     project_heads(weights.k_proj, input, all_.k, own);
@@ -227,7 +227,7 @@ class DecoderPass {
   }
 
   void cross_attention(const AttentionLayer& layer, std::size_t index) {
-    const Activations input = norm(layer.norm);
+    const Activations input = norm(layer);
     project_heads(layer.attention.q_proj, input, all_.q, part_of(head_units()));
     for_own_heads([&](std::int64_t head) {
       for (std::int64_t row = 0; row < count_; ++row) {
@@ -280,7 +280,7 @@ class DecoderPass {
 
   // x += gate * W from, on every thread's own x: the next norm does it.
   void finish(const SubLayer& layer, const Matrix& matrix, const AlignedBuffer<float>& from) {
-    multiply_part(matrix, activations(from, count_, matrix.in()),
+    multiply_part(matrix, activations(layer.numerics, from, count_, matrix.in()),
                   rows_of(all_.update, count_, config_.d_model));
     wait();
     own_.gate = layer.gate;
@@ -288,7 +288,7 @@ class DecoderPass {
   }
 
   void feed_forward(const FeedForwardLayer& layer) {
-    const Activations input = norm(layer.norm);
+    const Activations input = norm(layer);
     const std::int64_t width = config_.d_ff;
     multiply_part(layer.gate_proj, input, rows_of(all_.hidden, count_, width));
     multiply_part(layer.up_proj, input, rows_of(all_.up, count_, width));
@@ -321,7 +321,7 @@ class DecoderPass {
     if (wanting == 0) {
       return;
     }
-    const Activations input = activations(own_.normed, wanting, d);
+    const Activations input = activations(model_.after_encoder, own_.normed, wanting, d);
     const Rows to = rows_of(all_.logits_, wanting, all_.vocab_stride_);
     if (std::ranges::any_of(rows_, [](const DecoderRow& row) {
           return row.want_logits && row.wanted == nullptr;

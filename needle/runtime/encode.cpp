@@ -97,18 +97,18 @@ class EncoderPass {
     return {q_.data() + row * config_.d_model, count, config_.d_model};
   }
 
-  Activations activations(Own& own, const AlignedBuffer<float>& from, std::int64_t count,
-                          std::int64_t width) {
-    return prepare(alone_, model_, {from.data(), count, width}, width, own.codes);
+  Activations activations(Numerics numerics, Own& own, const AlignedBuffer<float>& from,
+                          std::int64_t count, std::int64_t width) {
+    return prepare(alone_, numerics, {from.data(), count, width}, width, own.codes);
   }
 
   // Ends the sub-layer before, if there was one, and norms for the next.
-  Activations norm(std::span<const float> factors, float gate, ConstRows update, Own& own,
-                   std::int64_t row, std::int64_t count) {
+  Activations norm(const SubLayer& layer, float gate, ConstRows update, Own& own, std::int64_t row,
+                   std::int64_t count) {
     const std::int64_t d = config_.d_model;
-    machine_.kernels->add_norm(gate, update, factors.data(), d, x_rows(row, count),
+    machine_.kernels->add_norm(gate, update, layer.norm.data(), d, x_rows(row, count),
                                view(own.normed, count, d));
-    return activations(own, own.normed, count, d);
+    return activations(layer.numerics, own, own.normed, count, d);
   }
 
   // Queries, keys and values of a layer.
@@ -117,7 +117,7 @@ class EncoderPass {
     const AttentionLayer& self = model_.encoder[layer].self;
     const AttentionWeights& weights = self.attention;
     const std::int64_t kv_dim = config_.kv_dim();
-    const Activations input = norm(self.norm, gate, update, own, row, count);
+    const Activations input = norm(self, gate, update, own, row, count);
     const Rows q = q_rows(row, count);
     const Rows k = view(own.k, count, kv_dim);
     const Rows v =
@@ -151,7 +151,8 @@ class EncoderPass {
     const std::int64_t d = config_.d_model;
     const EncoderLayer& here = model_.encoder[layer];
     attend(layer, own, row, count);  // to own.normed
-    multiply(alone_, here.self.attention.out_proj, activations(own, own.normed, count, d),
+    multiply(alone_, here.self.attention.out_proj,
+             activations(here.self.numerics, own, own.normed, count, d),
              view(own.update, count, d));
     float gate = here.self.gate;
     const ConstRows update = view(std::as_const(own.update), count, d);
@@ -190,11 +191,11 @@ class EncoderPass {
     const std::int64_t d = config_.d_model;
     const std::int64_t width = config_.d_ff;
     const Activations input =
-        norm(layer.norm, gate, view(std::as_const(own.update), count, d), own, row, count);
+        norm(layer, gate, view(std::as_const(own.update), count, d), own, row, count);
     multiply(alone_, layer.gate_proj, input, view(own.hidden, count, width));
     multiply(alone_, layer.up_proj, input, view(own.up, count, width));
     activate(config_.activation, own.up.data(), count * width, own.hidden.data());
-    multiply(alone_, layer.down_proj, activations(own, own.hidden, count, width),
+    multiply(alone_, layer.down_proj, activations(layer.numerics, own, own.hidden, count, width),
              view(own.update, count, d));
   }
 
@@ -258,8 +259,8 @@ std::vector<float> embed(const Machine& machine, const Model& model,
   std::vector<float> embedding(static_cast<std::size_t>(config.contrastive_dim));
   Int8Buffer codes(model.numerics, 1, config.d_model);
   const auto row = [&](const std::vector<float>& values) {
-    return prepare(machine, model, {values.data(), 1, std::ssize(values)}, std::ssize(values),
-                   codes);
+    return prepare(machine, model.after_encoder, {values.data(), 1, std::ssize(values)},
+                   std::ssize(values), codes);
   };
   multiply(machine, model.contrastive_hidden, row(pooled), {hidden.data(), 1, std::ssize(hidden)});
   for (std::size_t i = 0; i < hidden.size(); ++i) {

@@ -17,68 +17,41 @@ void mask_scores(KeyMask mask, float* scores) {
   }
 }
 
-// A row's codes, and those of what they leave over.
-void quantize_twice(const Kernels& kernels, const float* x, std::int64_t in, const Int8Rows& first,
-                    const Int8Rows& second) noexcept {
-  float rest[kMaxInt4Inputs];
-  kernels.quantize({x, 1, in}, in, first);
-  for (std::int64_t i = 0; i < in; ++i) {
-    rest[i] = x[i] - *first.scales * static_cast<float>(first.codes[i]);
-  }
-  kernels.quantize({rest, 1, in}, in, second);
-}
-
-// The outputs from a block on.
-Int4Matrix from_block(const Int4Matrix& matrix, std::int64_t block) {
-  const std::int64_t groups = (matrix.in + kPanelGroup - 1) / kPanelGroup;
-  return {.in = matrix.in,
-          .out = matrix.out - block * kPanelWidth,
-          .codes = matrix.codes + block * groups * kPanelGroup * kPanelWidth / 2,
-          .steps = matrix.steps + block * groups * kPanelWidth,
-          .units = matrix.units + 2 * block * kPanelWidth};
-}
-
 }  // namespace
 
-Int8Buffer::Int8Buffer(Numerics numerics, std::int64_t rows, std::int64_t width)
-    : parts_(numerics == Numerics::kInt16 ? 2 : 1) {
+Int8Buffer::Int8Buffer(Numerics numerics, std::int64_t rows, std::int64_t width) {
   const std::int64_t groups = (width + kPanelGroup - 1) / kPanelGroup;
-  rows *= parts_;
+  rows *= numerics == Numerics::kInt16 || numerics == Numerics::kMixed ? 2 : 1;
   codes_ = AlignedBuffer<std::int8_t>(static_cast<std::size_t>(rows * groups * kPanelGroup));
   scales_ = AlignedBuffer<float>(static_cast<std::size_t>(rows));
   offsets_ = AlignedBuffer<std::int32_t>(static_cast<std::size_t>(rows * groups));
 }
 
-ConstInt8Rows Int8Buffer::quantize(const Machine& machine, ConstRows x, std::int64_t in) {
+ConstInt8Rows Int8Buffer::quantize(const Machine& machine, Numerics numerics, ConstRows x,
+                                   std::int64_t in) {
+  const int paired = numerics == Numerics::kInt16 ? 1 : 0;
   const std::int64_t groups = (in + kPanelGroup - 1) / kPanelGroup;
-  const auto room = [&](std::int64_t row) {
-    return Int8Rows{.codes = codes_.data() + row * groups * kPanelGroup,
-                    .scales = scales_.data() + row,
-                    .offsets = offsets_.data() + row * groups};
-  };
-  machine.split(x.count, in * kQuantizeWork * parts_, [&](std::int64_t begin, std::int64_t end) {
-    if (parts_ == 1) {
-      machine.kernels->quantize({x.data + begin * x.stride, end - begin, x.stride}, in,
-                                room(begin));
-      return;
-    }
-    for (std::int64_t row = begin; row < end; ++row) {
-      quantize_twice(*machine.kernels, x.data + row * x.stride, in, room(2 * row),
-                     room(2 * row + 1));
-    }
+  machine.split(x.count, in * kQuantizeWork << paired, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t at = begin << paired;
+    machine.kernels->quantize({x.data + begin * x.stride, end - begin, x.stride}, in,
+                              {.codes = codes_.data() + at * groups * kPanelGroup,
+                               .scales = scales_.data() + at,
+                               .offsets = offsets_.data() + at * groups,
+                               .paired = paired});
   });
   return {.codes = codes_.data(),
           .scales = scales_.data(),
           .offsets = offsets_.data(),
-          .count = x.count * parts_};
+          .count = x.count << paired,
+          .paired = paired};
 }
 
-Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
+Activations prepare(const Machine& machine, Numerics numerics, ConstRows x, std::int64_t in,
                     Int8Buffer& buffer) {
-  if (model.numerics == Numerics::kFloat) {
+  if (numerics == Numerics::kFloat) {
     return {.x = x, .in = in};
   }
-  return {.x = x, .in = in, .codes = buffer.quantize(machine, x, in)};
+  return {.x = x, .in = in, .codes = buffer.quantize(machine, numerics, x, in)};
 }
 
 Activations part_of(const Activations& rows, std::int64_t first, std::int64_t count) {
@@ -87,42 +60,15 @@ Activations part_of(const Activations& rows, std::int64_t first, std::int64_t co
   part.x.count = count;
   if (rows.codes.codes != nullptr) {
     const std::int64_t groups = (rows.in + kPanelGroup - 1) / kPanelGroup;
-    const std::int64_t parts = rows.codes.count / rows.x.count;
-    part.codes = {.codes = rows.codes.codes + first * parts * groups * kPanelGroup,
-                  .scales = rows.codes.scales + first * parts,
-                  .offsets = rows.codes.offsets + first * parts * groups,
-                  .count = count * parts};
+    const int paired = rows.codes.paired;
+    const std::int64_t at = first << paired;
+    part.codes = {.codes = rows.codes.codes + at * groups * kPanelGroup,
+                  .scales = rows.codes.scales + at,
+                  .offsets = rows.codes.offsets + at * groups,
+                  .count = count << paired,
+                  .paired = paired};
   }
   return part;
-}
-
-// Both parts of a row are rows to the kernels: a weight is read once for them.
-void multiply_int4(const Kernels& kernels, const Int4Matrix& matrix, const Activations& x, Rows y,
-                   std::int64_t begin, std::int64_t end) noexcept {
-  if (x.codes.count == x.x.count) {
-    kernels.multiply_int4(matrix, x.codes, y, begin, end);
-    return;
-  }
-  constexpr std::int64_t kRows = 48;
-  constexpr std::int64_t kBlocks = 8;
-  constexpr std::int64_t kWidth = kBlocks * kPanelWidth;
-  alignas(64) float both[2 * kRows * kWidth];
-  for (std::int64_t row = 0; row < x.x.count; row += kRows) {
-    const Activations rows = part_of(x, row, std::min(kRows, x.x.count - row));
-    for (std::int64_t block = begin; block < end; block += kBlocks) {
-      const Int4Matrix part = from_block(matrix, block);
-      kernels.multiply_int4(part, rows.codes, {both, rows.codes.count, kWidth}, 0,
-                            std::min(kBlocks, end - block));
-      const std::int64_t width = std::min({kWidth, (end - block) * kPanelWidth, part.out});
-      for (std::int64_t r = 0; r < rows.x.count; ++r) {
-        const float* const sums = both + 2 * r * kWidth;
-        float* const to = y.data + (row + r) * y.stride + block * kPanelWidth;
-        for (std::int64_t i = 0; i < width; ++i) {
-          to[i] = sums[i] + sums[kWidth + i];
-        }
-      }
-    }
-  }
 }
 
 void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y) {
@@ -130,7 +76,7 @@ void multiply(const Machine& machine, const Matrix& matrix, const Activations& x
     const Int4Matrix& w = matrix.int4();
     machine.split(padded(w.out) / kPanelWidth, w.in * kPanelWidth * x.codes.count / kInt8Gain,
                   [&](std::int64_t begin, std::int64_t end) {
-                    multiply_int4(*machine.kernels, w, x, y, begin, end);
+                    machine.kernels->multiply_int4(w, x.codes, y, begin, end);
                   });
     return;
   }

@@ -56,13 +56,13 @@ struct Machine {
 class Int8Buffer {
  public:
   Int8Buffer() = default;
+  // For rows of a model with these numerics.
   Int8Buffer(Numerics numerics, std::int64_t rows, std::int64_t width);
   // Writes the codes of x [n, in], within the room, split over the machine's threads: a row of
   // codes each, or with kInt16 two: of x, and of what these leave over.
-  ConstInt8Rows quantize(const Machine& machine, ConstRows x, std::int64_t in);
+  ConstInt8Rows quantize(const Machine& machine, Numerics numerics, ConstRows x, std::int64_t in);
 
  private:
-  std::int64_t parts_ = 1;  // rows of codes a row
   AlignedBuffer<std::int8_t> codes_;
   AlignedBuffer<float> scales_;
   AlignedBuffer<std::int32_t> offsets_;
@@ -75,15 +75,11 @@ struct Activations {
   std::int64_t in = 0;
   ConstInt8Rows codes{};  // [n] with Numerics::kInt8, [2 n] with kInt16
 };
-Activations prepare(const Machine& machine, const Model& model, ConstRows x, std::int64_t in,
+Activations prepare(const Machine& machine, Numerics numerics, ConstRows x, std::int64_t in,
                     Int8Buffer& buffer);
 
 // Rows first .. first + count - 1 of them.
 Activations part_of(const Activations& rows, std::int64_t first, std::int64_t count);
-
-// y = W x for the outputs of blocks begin .. end - 1 of a 4-bit matrix.
-void multiply_int4(const Kernels& kernels, const Int4Matrix& matrix, const Activations& x, Rows y,
-                   std::int64_t begin, std::int64_t end) noexcept;
 
 // y = W x for every row. x: [n, in], y: [n, out].
 void multiply(const Machine& machine, const Matrix& matrix, const Activations& x, Rows y);

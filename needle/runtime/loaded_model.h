@@ -26,7 +26,7 @@ namespace needle::runtime {
 struct LoadOptions {
   std::size_t threads = 1;  // the calling one included; 0: one per core
   bool verify_checksums = true;
-  Numerics numerics = Numerics::kInt8;  // integers: float where the CPU has no kernels for them
+  Numerics numerics = Numerics::kMixed;  // float where the CPU has no kernels for integers
 };
 
 // Movable. Immutable: its functions are safe from several threads.

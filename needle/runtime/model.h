@@ -23,9 +23,13 @@ namespace needle::runtime {
 //     any number of threads.
 //   int16: as int8, but an activation is two bytes: its code, and the code of what that leaves
 //   over.
-enum class Numerics { kFloat, kInt8, kInt16 };
-inline constexpr EnumNames<Numerics, 3> kNumericsNames{
-    {{{Numerics::kFloat, "float"}, {Numerics::kInt8, "int8"}, {Numerics::kInt16, "int16"}}}};
+//   mixed: int8 in the encoder's layers between its first and its last, int16 elsewhere: nearly as
+//   near to float as int16, nearly as fast as int8.
+enum class Numerics { kFloat, kInt8, kInt16, kMixed };
+inline constexpr EnumNames<Numerics, 4> kNumericsNames{{{{Numerics::kFloat, "float"},
+                                                         {Numerics::kInt8, "int8"},
+                                                         {Numerics::kInt16, "int16"},
+                                                         {Numerics::kMixed, "mixed"}}}};
 
 // y = W x for a matrix [out, in] of the file.
 class Matrix {
@@ -60,6 +64,7 @@ struct AttentionWeights {
 struct SubLayer {
   std::vector<float> norm;  // [d]
   float gate = 0;
+  Numerics numerics = Numerics::kFloat;  // of its products, never kMixed
 };
 struct AttentionLayer : SubLayer {
   AttentionWeights attention;
@@ -86,6 +91,8 @@ struct Model {
 
   std::shared_ptr<const WeightsFile> file;
   Numerics numerics = Numerics::kFloat;
+  // Of cross keys and values, of logits and of the contrastive head, never kMixed.
+  Numerics after_encoder = Numerics::kFloat;
   ModelConfig config;
   Matrix embedding;  // [V, d]
   std::vector<EncoderLayer> encoder;

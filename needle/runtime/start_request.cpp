@@ -28,8 +28,9 @@ class CrossPass {
 
   // False if `stop` said so before a layer.
   bool run(const StopCheck& stop) {
-    const Activations input = prepare(machine_, model_, {states_.data(), count_, config_.d_model},
-                                      config_.d_model, codes_);
+    const Activations input =
+        prepare(machine_, model_.after_encoder, {states_.data(), count_, config_.d_model},
+                config_.d_model, codes_);
     if (all_int4(model_)) {
       states_ = {};  // only the codes are read from here on
     }

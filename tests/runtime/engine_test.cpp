@@ -48,6 +48,9 @@ std::map<std::string, std::vector<float>> random_parameters(const ModelConfig& c
   return parameters;
 }
 
+constexpr Numerics kAllNumerics[] = {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16,
+                                     Numerics::kMixed};
+
 std::shared_ptr<const Model> random_model(WeightEncoding encoding) {
   return test::runtime_model(kConfig, random_parameters(kConfig), encoding);
 }
@@ -57,6 +60,7 @@ std::shared_ptr<const Model> random_model(WeightEncoding encoding) {
 std::shared_ptr<const Model> model_of_wide_heads(Numerics numerics) {
   ModelConfig config = kConfig;
   config.d_model = 64;
+  config.num_encoder_layers = 4;  // with Numerics::kMixed the two in the middle differ
   return test::runtime_model(config, random_parameters(config), WeightEncoding::kInt4, numerics);
 }
 
@@ -149,9 +153,11 @@ TEST(RuntimeEngineTest, ThreadsDoNotChangeABit) {
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // Caches are not cleared: what a request before left beyond the positions that count must not show.
 TEST(RuntimeEngineTest, WhatLiesInUsedMemoryChangesNoBit) {
-  const auto wide = model_of_wide_heads(Numerics::kInt8);
-  const auto narrow = random_model(WeightEncoding::kF32);
-  for (const auto& model : {wide, narrow}) {
+  std::vector<std::shared_ptr<const Model>> models = {random_model(WeightEncoding::kF32)};
+  for (const Numerics numerics : {Numerics::kInt8, Numerics::kInt16, Numerics::kMixed}) {
+    models.push_back(model_of_wide_heads(numerics));
+  }
+  for (const auto& model : models) {
     const RuntimeEngine engine(model);
     const auto expected = run(engine, prompt_of(37), prompt_of(19));
     keep_buffers();
@@ -167,19 +173,24 @@ TEST(RuntimeEngineTest, WhatLiesInUsedMemoryChangesNoBit) {
 #endif
 
 TEST(RuntimeEngineTest, StepAllocatesNothing) {
-  const auto model = random_model(WeightEncoding::kInt4);
+  std::vector<std::shared_ptr<const Model>> models = {random_model(WeightEncoding::kInt4)};
+  for (const Numerics numerics : kAllNumerics) {
+    models.push_back(model_of_wide_heads(numerics));
+  }
   TokenSet wanted(70);
   wanted.insert(40);
-  for (const std::size_t threads : {1, 2}) {
-    const RuntimeEngine engine(model, {.threads = threads});
-    const auto session = engine.start(prompt_of(30), 20);
-    const long before = test::allocation_count();
-    for (TokenId token = 1; token < 10; ++token) {
-      session->step(token);
+  for (const auto& model : models) {
+    for (const std::size_t threads : {1, 2}) {
+      const RuntimeEngine engine(model, {.threads = threads});
+      const auto session = engine.start(prompt_of(30), 20);
+      const long before = test::allocation_count();
+      for (TokenId token = 1; token < 10; ++token) {
+        session->step(token);
+      }
+      const TokenId several[] = {3, 4, 5, 6, 7, 8};
+      session->feed(several, &wanted);
+      EXPECT_EQ(test::allocation_count() - before, 0) << threads;
     }
-    const TokenId several[] = {3, 4, 5, 6, 7, 8};
-    session->feed(several, &wanted);
-    EXPECT_EQ(test::allocation_count() - before, 0) << threads;
   }
   EXPECT_GT(test::allocation_count(), 0);
 }
@@ -219,7 +230,7 @@ TEST(RuntimeEngineTest, SessionsFedTogetherGiveTheBitsOfEachAlone) {
   constexpr std::size_t kSessions = 7;
   TokenSet wanted(70);
   wanted.insert(17);
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
+  for (const Numerics numerics : kAllNumerics) {
     const auto model = model_of_wide_heads(numerics);
     for (const std::size_t threads : {1, 2}) {
       const RuntimeEngine engine(model, {.threads = threads});
@@ -305,7 +316,7 @@ TEST(RuntimeEngineTest, FeedsSeveralTokensAndForgetsThem) {
 TEST(RuntimeEngineTest, TokensFedTogetherGiveTheBitsOfSingleSteps) {
   const auto prompt = prompt_of(40);
   const auto answer = prompt_of(61);  // of several passes
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
+  for (const Numerics numerics : kAllNumerics) {
     const auto model = model_of_wide_heads(numerics);
     const auto steps = run(RuntimeEngine(model), prompt, answer);
     for (const std::size_t threads : {1, 2, 3}) {
@@ -324,7 +335,7 @@ TEST(RuntimeEngineTest, TokensFedTogetherGiveTheBitsOfSingleSteps) {
 }
 
 TEST(RuntimeEngineTest, WantedLogitsHaveTheBitsOfAll) {
-  for (const Numerics numerics : {Numerics::kFloat, Numerics::kInt8, Numerics::kInt16}) {
+  for (const Numerics numerics : kAllNumerics) {
     const auto model = model_of_wide_heads(numerics);
     const auto all = run(RuntimeEngine(model), prompt_of(9), {3});
     for (const std::vector<TokenId>& ids : std::vector<std::vector<TokenId>>{
@@ -377,6 +388,35 @@ TEST(RuntimeEngineTest, IntegersStayNearTheFloatsWhateverTheThreads) {
   for (const std::size_t threads : {2, 3, 5}) {
     EXPECT_EQ(run(RuntimeEngine(integers, {.threads = threads}), prompt, answer), got) << threads;
     EXPECT_EQ(run(RuntimeEngine(wider, {.threads = threads}), prompt, answer), nearer) << threads;
+  }
+}
+
+// 16 bits but for the layers between the encoder's first and its last.
+TEST(RuntimeEngineTest, MixedIsInt16ButForTheMiddleOfTheEncoder) {
+  ModelConfig config = kConfig;
+  config.d_model = 64;
+  const auto prompt = prompt_of(57);
+  const std::vector<TokenId> answer = {3, 4, 5, 6};
+  for (const std::int64_t layers : {1, 2, 3, 5}) {
+    SCOPED_TRACE(layers);
+    config.num_encoder_layers = layers;
+    const auto parameters = random_parameters(config);
+    const auto engine = [&](Numerics numerics, std::size_t threads = 1) {
+      return RuntimeEngine(test::runtime_model(config, parameters, WeightEncoding::kInt4, numerics),
+                           {.threads = threads});
+    };
+    const auto exact = run(engine(Numerics::kFloat), prompt, answer);
+    const auto narrow = run(engine(Numerics::kInt8), prompt, answer);
+    const auto wide = run(engine(Numerics::kInt16), prompt, answer);
+    const auto mixed = run(engine(Numerics::kMixed), prompt, answer);
+    EXPECT_EQ(mixed == wide, layers <= 2) << "only the first and the last layer are wide";
+    EXPECT_LT(largest_difference(mixed, exact), largest_difference(narrow, exact));
+    EXPECT_EQ(engine(Numerics::kMixed).embed(prompt) == engine(Numerics::kInt16).embed(prompt),
+              layers <= 2);
+    EXPECT_NE(engine(Numerics::kMixed).embed(prompt), engine(Numerics::kInt8).embed(prompt));
+    for (const std::size_t threads : {2, 3, 5}) {
+      EXPECT_EQ(run(engine(Numerics::kMixed, threads), prompt, answer), mixed) << threads;
+    }
   }
 }
 

@@ -194,19 +194,20 @@ TEST(IntKernelsTest, ProductsOfSixteenBitsAreNearThoseOfFloatsInEveryTable) {
       const Machine machine{.kernels = kernels};
       const ConstRows x{values.data(), c.rows, x_stride};
       Int8Buffer buffer(Numerics::kInt16, c.rows, c.in);
-      const Activations rows{.x = x, .in = c.in, .codes = buffer.quantize(machine, x, c.in)};
+      const Activations rows{
+          .x = x, .in = c.in, .codes = buffer.quantize(machine, Numerics::kInt16, x, c.in)};
       for (std::int64_t split = 0; split <= row_blocks(c.out); ++split) {
         std::vector<float> y(static_cast<std::size_t>(c.rows * stride), 77.0f);
-        multiply_int4(*kernels, w, rows, {y.data(), c.rows, stride}, split, row_blocks(c.out));
-        multiply_int4(*kernels, w, rows, {y.data(), c.rows, stride}, 0, split);
+        kernels->multiply_int4(w, rows.codes, {y.data(), c.rows, stride}, split, row_blocks(c.out));
+        kernels->multiply_int4(w, rows.codes, {y.data(), c.rows, stride}, 0, split);
         expected = expected.empty() ? y : expected;
         ASSERT_EQ(y, expected) << split;
       }
       for (std::int64_t first = 0; first < c.rows; first += 5) {  // some rows of them
         const std::int64_t count = std::min<std::int64_t>(5, c.rows - first);
         std::vector<float> y(static_cast<std::size_t>(count * stride), 77.0f);
-        multiply_int4(*kernels, w, part_of(rows, first, count), {y.data(), count, stride}, 0,
-                      row_blocks(c.out));
+        kernels->multiply_int4(w, part_of(rows, first, count).codes, {y.data(), count, stride}, 0,
+                               row_blocks(c.out));
         ASSERT_TRUE(std::equal(y.begin(), y.end(), expected.begin() + first * stride));
       }
     }

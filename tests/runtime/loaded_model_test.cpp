@@ -264,7 +264,7 @@ TEST_F(LoadedModelTest, ABatchAnswersWhatEachWouldBeAnsweredAlone) {
     alone.push_back(LoadedModel::load(file_).call(one));
   }
   EXPECT_NE(alone[3].text, alone[6].text) << "all answers are alike";
-  for (const Numerics numerics : {Numerics::kInt8, Numerics::kFloat}) {
+  for (const Numerics numerics : {Numerics::kMixed, Numerics::kFloat}) {
     for (const std::size_t threads : {1, 2, 3}) {
       const LoadedModel model =
           LoadedModel::load(file_, {.threads = threads, .numerics = numerics});
@@ -274,7 +274,7 @@ TEST_F(LoadedModelTest, ABatchAnswersWhatEachWouldBeAnsweredAlone) {
         ASSERT_EQ(results.size(), count);
         for (std::size_t i = 0; i < count; ++i) {
           expect_same(results[i],
-                      numerics == Numerics::kInt8 ? alone[first + i] : model.call(mix[first + i]),
+                      numerics == Numerics::kMixed ? alone[first + i] : model.call(mix[first + i]),
                       first + i);
         }
       }

@@ -54,33 +54,30 @@ inline __m512i quantize_64(const float* from, std::int64_t count, __m512 factor,
   return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 3));
 }
 
-void quantize(ConstRows x, std::int64_t in, Int8Rows to) noexcept {
+// Returns the scale. Not inlined twice: for size.
+[[gnu::noinline]] float quantize_row(const float* from, std::int64_t in, std::int8_t* codes,
+                                     std::int32_t* offsets) {
   const std::int64_t groups = (in + kPanelGroup - 1) / kPanelGroup;
-  for (std::int64_t row = 0; row < x.count; ++row) {
-    const float* const from = x.data + row * x.stride;
-    const std::int32_t bits = largest_magnitude(from, in);
-    float largest;
-    __builtin_memcpy(&largest, &bits, sizeof largest);
-    const bool usable = bits < kInfinityBits && largest > 1e-30f;
-    to.scales[row] = bits >= kInfinityBits ? __builtin_nanf("") : (usable ? largest / 127 : 0.0f);
-    std::int8_t* const codes = to.codes + row * groups * kPanelGroup;
-    std::int32_t* const offsets = to.offsets + row * groups;
-    if (!usable) {
-      __builtin_memset(codes, 0, static_cast<std::size_t>(groups * kPanelGroup));
-      __builtin_memset(offsets, 0, static_cast<std::size_t>(groups) * sizeof offsets[0]);
-      continue;
-    }
-    const __m512 factor = _mm512_set1_ps(127 / largest);
-    for (std::int64_t i = 0; i < in; i += 2 * kPanelGroup) {
-      const __m512i sums = quantize_64(from + i, in - i, factor, codes + i);
-      const std::int64_t group = i / kPanelGroup;
-      offsets[group] = _mm_cvtsi128_si32(_mm512_castsi512_si128(sums));
-      if (group + 1 < groups) {
-        offsets[group + 1] = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2));
-      }
+  const std::int32_t bits = largest_magnitude(from, in);
+  float largest;
+  __builtin_memcpy(&largest, &bits, sizeof largest);
+  if (bits >= kInfinityBits || !(largest > 1e-30f)) {
+    __builtin_memset(codes, 0, static_cast<std::size_t>(groups * kPanelGroup));
+    __builtin_memset(offsets, 0, static_cast<std::size_t>(groups) * sizeof offsets[0]);
+    return bits >= kInfinityBits ? __builtin_nanf("") : 0.0f;
+  }
+  const __m512 factor = _mm512_set1_ps(127 / largest);
+  for (std::int64_t i = 0; i < in; i += 2 * kPanelGroup) {
+    const __m512i sums = quantize_64(from + i, in - i, factor, codes + i);
+    const std::int64_t group = i / kPanelGroup;
+    offsets[group] = _mm_cvtsi128_si32(_mm512_castsi512_si128(sums));
+    if (group + 1 < groups) {
+      offsets[group + 1] = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2));
     }
   }
+  return largest / 127;
 }
+#include "needle/runtime/kernels/quantize_rows.inc"
 
 inline __m512i four_codes(const std::int8_t* from) {
   std::int32_t four;
@@ -107,10 +104,15 @@ struct BlockEnd {
     const std::int64_t valid = w.out - column;
     mask = static_cast<__mmask16>(valid >= kPanelWidth ? 0xFFFF : (1 << valid) - 1);
   }
-  void store(__m512i sums, float scale, float* row) const {
-    _mm512_mask_storeu_ps(
-        row + column, mask,
-        _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(_mm512_set1_ps(scale), units)));
+  // Of a row of codes, after those of the rows before.
+  void store(__m512i sums, const ConstInt8Rows& x, std::int64_t row, Rows y) const {
+    float* const to = y.data + (row >> x.paired) * y.stride + column;
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums),
+                                   _mm512_mul_ps(_mm512_set1_ps(x.scales[row]), units));
+    if ((row & x.paired) != 0) {
+      product = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), product);
+    }
+    _mm512_mask_storeu_ps(to, mask, product);
   }
 
   std::int64_t column;
@@ -163,7 +165,7 @@ void tile(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows y,
   for (int b = 0; b < kBlocks; ++b) {
     const BlockEnd end(w, block + b);
     for (int r = 0; r < kRows; ++r) {
-      end.store(sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
+      end.store(sums[b][r], x, row + r, y);
     }
   }
 }
@@ -237,7 +239,7 @@ void wide_tile(const Int4Matrix& w, const WideBlocks& wide, const ConstInt8Rows&
     const BlockEnd end(w, block + b);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      end.store(sums[b][r], x.scales[row + r], y.data + (row + r) * y.stride);
+      end.store(sums[b][r], x, row + r, y);
     }
   }
 }
@@ -279,7 +281,7 @@ void one_row(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row, Rows
     }
   }
   for (int b = 0; b < kBlocks; ++b) {
-    BlockEnd(w, block + b).store(sums[b], x.scales[row], y.data + row * y.stride);
+    BlockEnd(w, block + b).store(sums[b], x, row, y);
   }
 }
 

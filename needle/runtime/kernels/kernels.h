@@ -46,19 +46,22 @@ struct Int4Matrix {
 // A sum over a group is within 32 * 8 * 127, times a step within 255: so many groups fit 32 bits.
 inline constexpr std::int64_t kMaxInt4Inputs = 256 * kPanelGroup;
 
-// Rows of activations in 8 bits: x[r][i] = scale[r] * code[r][i].
+// Rows of activations in 8 bits: x[r][i] = scale[r] * code[r][i]. With `paired` 1 in 16 bits: rows
+// 2 r and 2 r + 1 of codes are both of row r, the second are of what the first leave over.
 struct ConstInt8Rows {
   const std::int8_t* codes = nullptr;  // [count][32 * groups], zeros past the inputs
   const float* scales = nullptr;       // [count]
   // -8 times the sum of each group's codes, [count][groups]: what the offset of the stored
   // 4-bit codes adds to a sum of products, the other way round.
   const std::int32_t* offsets = nullptr;
-  std::int64_t count = 0;
+  std::int64_t count = 0;  // of rows of codes
+  int paired = 0;
 };
 struct Int8Rows {
   std::int8_t* codes = nullptr;
   float* scales = nullptr;
   std::int32_t* offsets = nullptr;
+  int paired = 0;
 };
 
 // Keys and values of one key/value head in 12 bits, all positions visible to every query:
@@ -136,11 +139,13 @@ struct Kernels {
 
   // The `in` floats of each row in 8 bits: scale = largest magnitude / 127, codes rounded to the
   // nearest, ties to even. A row of zeros, or with a value that is not finite, has scale 0 or NaN
-  // and codes 0. Every table gives the same bits.
+  // and codes 0. With to.paired, the same of what these codes leave over. Every table gives the
+  // same bits.
   void (*quantize)(ConstRows x, std::int64_t in, Int8Rows to) noexcept;
 
   // y[r, o] = (sum of the integer products) * (scale[r] * unit[o]) for the outputs of blocks
-  // begin .. end - 1. The sum is exact, so every table, split and batch gives the same bits.
+  // begin .. end - 1; of paired rows the two are added. The sum is exact, so every table, split and
+  // batch gives the same bits.
   void (*multiply_int4)(const Int4Matrix& w, const ConstInt8Rows& x, Rows y, std::int64_t begin,
                         std::int64_t end) noexcept;
 

@@ -72,8 +72,10 @@ void block_of_rows(const Int4Matrix& w, const ConstInt8Rows& x, std::int64_t row
       for (std::int64_t i = 0; i < 4; ++i) {
         const std::int64_t output = block * kPanelWidth + 4 * quarter + i;
         if (output < w.out) {
-          y.data[(row + r) * y.stride + output] =
+          const float product =
               static_cast<float>(all[i]) * (x.scales[row + r] * bfloat16_at(w.units, output));
+          float& to = y.data[((row + r) >> x.paired) * y.stride + output];
+          to = ((row + r) & x.paired) == 0 ? product : to + product;
         }
       }
     }
