@@ -97,8 +97,8 @@ RunConfig make_config(const FinetuneOptions& options, const std::optional<SavedM
 
 // Answers to the test split, constrained as served; written to `saved`, too.
 CallReport evaluate_on_test(Needle model, const Tokenizer& tokenizer, const RunConfig& config,
-                            std::span<const CallExample> test, const std::string& title,
-                            const fs::path& saved, Ranks* ranks) {
+                            const ExportedEngine& exported, std::span<const CallExample> test,
+                            const std::string& title, const fs::path& saved, Ranks* ranks) {
   const std::vector<EvalCase> cases = to_eval_cases(test);
   const bool speaks = ranks == nullptr || ranks->is_first();
   std::optional<Progress> progress;
@@ -106,8 +106,12 @@ CallReport evaluate_on_test(Needle model, const Tokenizer& tokenizer, const RunC
     progress.emplace(title, cases.size() / static_cast<std::size_t>(ranks ? ranks->world() : 1),
                      "queries");
   }
-  const ModelEngine engine(model);
-  const FunctionCaller caller(engine, tokenizer, serving_prompt(config));
+  auto engine = answering_engine(model, choose_device(config.train.device), tokenizer,
+                                 serving_prompt(config), config.validate, exported);
+  if (engine == nullptr) {
+    engine = std::make_shared<const ModelEngine>(model);
+  }
+  const FunctionCaller caller(*engine, tokenizer, serving_prompt(config));
   const EvaluateOptions options{.max_gen_len = config.validate.max_gen_len,
                                 .threads = static_cast<std::size_t>(config.validate.threads),
                                 .on_progress = [&](std::size_t done) {
@@ -181,8 +185,8 @@ FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, 
   }
   fs::create_directories(config.output);
   if (base) {  // before resume(), which changes the model
-    result.base = evaluate_on_test(model, tokenizer, config, examples.test, "base",
-                                   config.output / "base_answers.jsonl", ranks);
+    result.base = evaluate_on_test(model, tokenizer, config, options.exported_engine, examples.test,
+                                   "base", config.output / "base_answers.jsonl", ranks);
     announce_evaluation(options, ranks, "base", *result.base);
   }
   if (resume) {
@@ -193,8 +197,8 @@ FinetuneResult finetune_on(Ranks* ranks, const std::optional<SavedModel>& base, 
   SavedModel best = load_saved_model(result.summary.best_checkpoint);
   place_model(best.model, config.train);
   result.finetuned =
-      evaluate_on_test(best.model, best.tokenizer, config, examples.test, "finetuned",
-                       config.output / "finetuned_answers.jsonl", ranks);
+      evaluate_on_test(best.model, best.tokenizer, config, options.exported_engine, examples.test,
+                       "finetuned", config.output / "finetuned_answers.jsonl", ranks);
   announce_evaluation(options, ranks, "finetuned", result.finetuned);
   result.table = comparison_text(result.base, result.finetuned, /*markdown=*/false);
   result.bundle = config.output / "bundle";

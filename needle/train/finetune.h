@@ -31,7 +31,7 @@ struct FinetuneOptions {
   RankEnvironment environment;  // one process unless told otherwise; after a restart: resumes
   std::function<bool()> should_stop;
   std::function<void(const Json& record)> on_record;
-  ExportedEngine exported_engine;  // answers validations (validate.generate_with); may be empty
+  ExportedEngine exported_engine;  // answers queries (validate.generate_with); may be empty
 };
 
 struct FinetuneResult {

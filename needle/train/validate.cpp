@@ -149,29 +149,6 @@ Predictions answer_in_time(const AnswerCases& answer, std::span<const EvalCase> 
   return predictions;
 }
 
-// nullptr: LibTorch answers.
-std::shared_ptr<const Engine> engine_for(const Needle& model, const torch::Device& device,
-                                         const Tokenizer& tokenizer, const PromptConfig& prompt,
-                                         const ValidateConfig& config,
-                                         const ExportedEngine& exported) {
-  const bool possible = exported && config.generate_quant == FakeQuant::kInt4;
-  if (config.generate_with == GenerateWith::kEngine && !possible) {
-    throw ConfigError(
-        format("validate.generate_with = engine: {}; choose model or auto",
-               exported ? "validate.generate_quant must be int4" : "this program has no engine"));
-  }
-  if (!possible || config.generate_with == GenerateWith::kModel ||
-      (config.generate_with == GenerateWith::kAuto && !device.is_cpu())) {
-    return nullptr;
-  }
-  try {
-    return exported(model, tokenizer, prompt);
-  } catch (const Error& error) {
-    log_warning("validation: the model could not be exported ({}); LibTorch answers", error.what());
-    return nullptr;
-  }
-}
-
 CallReport answer(std::span<const EvalCase> cases, const AnswerCases& answer_cases,
                   const ValidateConfig& config, Ranks* ranks, const StopQuestion& should_stop) {
   if (ranks == nullptr) {
@@ -194,7 +171,7 @@ CallReport answer(Needle& model, const torch::Device& device, const Tokenizer& t
                   const PromptConfig& prompt, std::span<const EvalCase> cases,
                   const ValidateConfig& config, Ranks* ranks, const StopQuestion& should_stop,
                   const ExportedEngine& exported) {
-  const auto engine = engine_for(model, device, tokenizer, prompt, config, exported);
+  const auto engine = answering_engine(model, device, tokenizer, prompt, config, exported);
   if (engine != nullptr) {
     const FunctionCaller caller(*engine, tokenizer, prompt);
     const EvaluateOptions options{.max_gen_len = config.max_gen_len,
@@ -215,6 +192,29 @@ CallReport answer(Needle& model, const torch::Device& device, const Tokenizer& t
 }
 
 }  // namespace
+
+std::shared_ptr<const Engine> answering_engine(const Needle& model, const torch::Device& device,
+                                               const Tokenizer& tokenizer,
+                                               const PromptConfig& prompt,
+                                               const ValidateConfig& config,
+                                               const ExportedEngine& exported) {
+  const bool possible = exported && config.generate_quant == FakeQuant::kInt4;
+  if (config.generate_with == GenerateWith::kEngine && !possible) {
+    throw ConfigError(
+        format("validate.generate_with = engine: {}; choose model or auto",
+               exported ? "validate.generate_quant must be int4" : "this program has no engine"));
+  }
+  if (!possible || config.generate_with == GenerateWith::kModel ||
+      (config.generate_with == GenerateWith::kAuto && !device.is_cpu())) {
+    return nullptr;
+  }
+  try {
+    return exported(model, tokenizer, prompt);
+  } catch (const Error& error) {
+    log_warning("the model could not be exported ({}); LibTorch answers", error.what());
+    return nullptr;
+  }
+}
 
 EvalCase to_eval_case(const CallExample& example) {
   return {.query = example.query, .tools = example.tools, .answers = example.answers};

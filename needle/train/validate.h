@@ -24,8 +24,8 @@
 
 namespace needle {
 
-// Who answers queries while a run validates. kAuto: the exported engine, where the model is on a
-// CPU and its kernels are to be INT4.
+// Who answers queries while a run validates and on its test rows. kAuto: the exported engine, where
+// the model is on a CPU and its kernels are to be INT4.
 enum class GenerateWith { kAuto, kEngine, kModel };
 inline constexpr EnumNames<GenerateWith, 3> kGenerateWithNames{{{{GenerateWith::kAuto, "auto"},
                                                                  {GenerateWith::kEngine, "engine"},
@@ -70,6 +70,15 @@ struct ValidateConfig {
           "Queries of the final evaluation answered at a time; 0: one per core");
   }
 };
+
+// Who answers queries on `device` by this config: the exported engine, or nullptr for LibTorch,
+// also where `exported` fails (a full disk; logged). Throws ConfigError if the config asks for an
+// engine that cannot be.
+std::shared_ptr<const Engine> answering_engine(const Needle& model, const torch::Device& device,
+                                               const Tokenizer& tokenizer,
+                                               const PromptConfig& prompt,
+                                               const ValidateConfig& config,
+                                               const ExportedEngine& exported);
 
 // What to validate on. Either part may be empty.
 struct ValidationData {

@@ -8,10 +8,12 @@
 #include "needle/calls/tool.h"
 #include "needle/core/error.h"
 #include "needle/data/jsonl_reader.h"
+#include "needle/eval/compare.h"
 #include "needle/model/released_checkpoint.h"
 #include "needle/train/finetune_data.h"
 #include "needle/train/saved_model.h"
 
+#include "tests/decode/scripted_engine.h"
 #include "tests/support/golden.h"
 #include "tests/train/tiny_run.h"
 
@@ -77,6 +79,37 @@ TEST(FinetuneIntegrationTest, TrainsEvaluatesAndBundles) {
     }
   }
   EXPECT_EQ(evaluated, (std::vector<std::string>{"base", "finetuned"}));
+}
+
+TEST(FinetuneIntegrationTest, TheExportedEngineAnswersTheTestRows) {
+  const test::TemporaryFolder folder;
+  FinetuneOptions options = micro_finetuning(folder.path(), "engine", 40, 1);
+  options.overrides.emplace_back("validate.generate_rows=0");
+  int engines = 0;
+  options.exported_engine = [&](const Needle&, const Tokenizer& tokenizer, const PromptConfig&) {
+    ++engines;
+    std::vector<TokenId> nothing = tokenizer.encode("[]");
+    nothing.insert(nothing.begin(), kToolCallId);
+    return std::make_shared<test::ScriptedEngine>(
+        tokenizer.vocab_size(), [nothing](std::span<const TokenId>) { return nothing; });
+  };
+  const FinetuneResult result = finetune(options);
+  EXPECT_EQ(engines, 1);
+  EXPECT_EQ(result.finetuned.strict.parsed.hits, result.test_examples);
+  const auto answers = read_predictions(folder.path() / "engine" / "finetuned_answers.jsonl");
+  ASSERT_EQ(std::ssize(answers), result.test_examples);
+  for (const SavedPrediction& answer : answers) {
+    EXPECT_EQ(answer.text, "[]") << answer.query;
+  }
+
+  options = micro_finetuning(folder.path(), "model", 40, 1);
+  options.overrides.emplace_back("validate.generate_with=model");
+  options.exported_engine = [&](const Needle&, const Tokenizer&, const PromptConfig&) {
+    ++engines;
+    return std::shared_ptr<const Engine>();
+  };
+  finetune(options);
+  EXPECT_EQ(engines, 1);
 }
 
 TEST(FinetuneIntegrationTest, StoppedAndResumedEndsWithTheSameModel) {
