@@ -57,7 +57,6 @@ struct LayerConstants {
   bool recompute = false;     // keep the inputs alone and go forward again before going backward
   torch::ScalarType factors = torch::kFloat32;
 
-  torch::Tensor factor(const torch::Tensor& matrix) const { return as_factor(matrix, factors); }
   torch::Tensor passing(const torch::Tensor& matrix) const {
     return as_passing_factor(matrix, factors);
   }
@@ -93,8 +92,8 @@ Inner inner_of(const torch::Tensor& x, const torch::Tensor& norm_scale,
                const torch::Tensor& q_scale, const torch::Tensor& k_scale, const KeyValues& context,
                const LayerConstants& layer) {
   Inner inner;
-  const Normed normed = norm_rows(x, norm_scale);
-  inner.normed = layer.factor(normed.rows);
+  const Normed normed = norm_rows(x, norm_scale, layer.factors);
+  inner.normed = normed.rows;
   inner.inverse_rms = normed.inverse_rms;
   inner.projected = product(inner.normed, layer.in_weight.t(), layer.factors);
   inner.heads = make_heads(head_source(inner.projected, x, q_scale, k_scale, layer));
@@ -177,20 +176,19 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
         output.attended, inner.weights, inner.heads.q, inner.heads.k, inner.heads.v, layer.ranges);
     const bool self = layer.kv_heads > 0;
     const torch::Tensor none;
-    auto projected_grad = torch::empty_like(inner.projected);
+    auto projected_grad = torch::empty_like(inner.projected, layer.factors);
     const ScaleGrads scales = make_heads_backward(
         head_source(inner.projected, x, q_scale, k_scale, layer),
         {.q = heads.q, .k = self ? heads.k : none, .v = self ? heads.v : none, .inverse_rms = none},
         inner.heads.inverse_rms, projected_grad);
-    const auto projected_factor = layer.passing(projected_grad);
     const NormGrad input =
         norm_rows_backward(x, norm_scale, inner.inverse_rms,
-                           product(projected_factor, layer.in_weight, layer.factors), grad);
+                           product(projected_grad, layer.in_weight, layer.factors), grad);
     return {input.x.view(x.sizes()),
             self ? none : heads.k,
             self ? none : heads.v,
             input.scale,
-            product(projected_factor.t(), inner.normed, layer.factors),
+            product(projected_grad.t(), inner.normed, layer.factors),
             scales.q,
             self ? scales.k : none,
             output.weight,
@@ -240,7 +238,8 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
     const auto &encoder_out = saved[0], &k_scales = saved[1], &value = saved[2],
                &projected = saved[3];
     const auto kv_heads = context->saved_data["kv_heads"].toInt();
-    const auto projected_grad = torch::empty_like(projected);
+    const auto factors = static_cast<torch::ScalarType>(context->saved_data["factors"].toInt());
+    const auto projected_grad = torch::empty_like(projected, factors);
     std::vector<torch::Tensor> scale_grads;
     for (std::int64_t i = 0; i < k_scales.size(0); ++i) {
       const HeadSource source = source_of(projected, encoder_out, k_scales, i, kv_heads);
@@ -257,10 +256,8 @@ class CrossKeysValues : public torch::autograd::Function<CrossKeysValues> {
                                                 saved[5 + static_cast<std::size_t>(i)], columns)
                                 .k);
     }
-    const auto factors = static_cast<torch::ScalarType>(context->saved_data["factors"].toInt());
-    const auto factor = as_passing_factor(projected_grad, factors);
-    return {product(factor, value, factors).view(encoder_out.sizes()),
-            product(factor.t(), saved[4], factors),
+    return {product(projected_grad, value, factors).view(encoder_out.sizes()),
+            product(projected_grad.t(), saved[4], factors),
             torch::stack(scale_grads),
             torch::Tensor(),
             torch::Tensor(),

@@ -34,17 +34,30 @@ float* write_to(const torch::Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr<float>() : nullptr;
 }
 
+// Where the values of a result go; null if it is of the other type.
+float* wide_of(const torch::Tensor& result) {
+  return result.scalar_type() == torch::kFloat32 ? result.data_ptr<float>() : nullptr;
+}
+std::uint16_t* rounded_of(const torch::Tensor& result) {
+  return result.scalar_type() == torch::kBFloat16
+             ? reinterpret_cast<std::uint16_t*>(result.data_ptr<at::BFloat16>())
+             : nullptr;
+}
+
 }  // namespace
 
-Normed norm_rows(const torch::Tensor& x, const torch::Tensor& scale) {
+Normed norm_rows(const torch::Tensor& x, const torch::Tensor& scale, torch::ScalarType kind) {
   const auto width = x.size(-1), rows = x.numel() / width;
-  Normed normed{.rows = torch::empty({rows, width}, x.options()),
+  Normed normed{.rows = torch::empty({rows, width}, x.options().dtype(kind)),
                 .inverse_rms = torch::empty({rows}, x.options())};
-  const auto *x_data = data_of(x), *scale_data = data_of(scale);
-  auto* out = normed.rows.data_ptr<float>();
-  auto* inverse = normed.inverse_rms.data_ptr<float>();
+  const NormForward task{.width = width,
+                         .x = data_of(x),
+                         .scale = data_of(scale),
+                         .normed = wide_of(normed.rows),
+                         .rounded = rounded_of(normed.rows),
+                         .inverse_rms = normed.inverse_rms.data_ptr<float>()};
   for_chunks(rows, [&](std::int64_t, std::int64_t first, std::int64_t last) {
-    row_kernels().norm_forward(x_data, scale_data, width, first, last, out, inverse);
+    row_kernels().norm_forward(task, first, last);
   });
   return normed;
 }
@@ -115,7 +128,8 @@ ScaleGrads make_heads_backward(const HeadSource& source, const Heads& grads,
                            .q_grad = data_of(grads.q),
                            .k_grad = data_of(grads.k),
                            .v_grad = data_of(grads.v),
-                           .projected_grad = projected_grad.data_ptr<float>()};
+                           .projected_grad = wide_of(projected_grad),
+                           .rounded_grad = rounded_of(projected_grad)};
   auto *q_sums = scales.q.data_ptr<float>(), *k_sums = scales.k.data_ptr<float>();
   for_chunks(rows, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
     HeadsBackward part = task;

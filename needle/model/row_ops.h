@@ -1,5 +1,6 @@
 // Norms and heads of many rows at once: the loops of kernels/kernels.h over tensors, on LibTorch's
-// threads. float32 on the CPU, contiguous, without autograd; fused_layer puts gradients together of
+// threads. float32 (what becomes a factor of products bfloat16, if wished) on the CPU, contiguous,
+// without autograd; fused_layer puts gradients together of
 // them.
 #pragma once
 
@@ -14,7 +15,9 @@ struct Normed {
   torch::Tensor inverse_rms;  // [N]
 };
 
-Normed norm_rows(const torch::Tensor& x, const torch::Tensor& scale);  // x [..., width]
+// x [..., width]; rows: kFloat32 or, rounded, kBFloat16.
+Normed norm_rows(const torch::Tensor& x, const torch::Tensor& scale,
+                 torch::ScalarType rows = torch::kFloat32);
 
 struct NormGrad {
   torch::Tensor x;      // [N, width]
@@ -48,7 +51,7 @@ struct ScaleGrads {
 };
 
 // `grads`: of q, k and v, each undefined or contiguous. Writes `projected_grad`, laid out as
-// source.projected.
+// source.projected, in float32 or, rounded, in bfloat16.
 ScaleGrads make_heads_backward(const HeadSource& source, const Heads& grads,
                                const torch::Tensor& inverse_rms, torch::Tensor& projected_grad);
 

@@ -1,5 +1,6 @@
 #include "needle/model/fused_layer.h"
 
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -153,6 +154,9 @@ class RowKernelsTest : public testing::TestWithParam<const char*> {
       GTEST_SKIP() << "this CPU has no " << GetParam();
     }
   }
+  static std::uint16_t* bits_of(const torch::Tensor& rounded) {
+    return reinterpret_cast<std::uint16_t*>(rounded.data_ptr<at::BFloat16>());
+  }
   const RowKernels* kernels_ = nullptr;
 };
 
@@ -184,8 +188,16 @@ TEST_P(RowKernelsTest, NormAndItsGradientAreThoseOfFloat64) {
   (wanted * grad).sum().backward();
   const auto normed = torch::empty({5, 23}), inverse = torch::empty({5}),
              x_grad = torch::empty({5, 23}), scale_grad = torch::zeros({23});
-  kernels_->norm_forward(x.const_data_ptr<float>(), scale.const_data_ptr<float>(), 23, 0, 5,
-                         normed.data_ptr<float>(), inverse.data_ptr<float>());
+  const auto rounded = torch::empty({5, 23}, torch::kBFloat16);
+  NormForward task{.width = 23,
+                   .x = x.const_data_ptr<float>(),
+                   .scale = scale.const_data_ptr<float>(),
+                   .normed = normed.data_ptr<float>(),
+                   .inverse_rms = inverse.data_ptr<float>()};
+  kernels_->norm_forward(task, 0, 5);
+  task.rounded = bits_of(rounded);
+  kernels_->norm_forward(task, 0, 5);
+  EXPECT_TRUE(torch::equal(rounded, normed.to(torch::kBFloat16)));
   kernels_->norm_backward({.width = 23,
                            .x = x.const_data_ptr<float>(),
                            .scale = scale.const_data_ptr<float>(),
@@ -198,6 +210,38 @@ TEST_P(RowKernelsTest, NormAndItsGradientAreThoseOfFloat64) {
   EXPECT_LT(largest_difference(normed, wanted.detach().to(torch::kFloat32)), 2e-6);
   EXPECT_LT(largest_difference(x_grad, x.grad()), 5e-6);
   EXPECT_LT(largest_difference(scale_grad, scale.grad()), 5e-6);
+}
+
+TEST_P(RowKernelsTest, GradientsOfHeadsAreRoundedAsTheyAreWritten) {
+  torch::manual_seed(4);
+  constexpr std::int64_t kRows = 6, kDim = 20, kWidth = (2 + 1 + 1) * kDim;
+  const auto projected = torch::randn({kRows, kWidth}), inverse = torch::rand({kRows, 3}),
+             scale = torch::randn({kDim}), cos = torch::rand({3, kDim / 2}),
+             sin = torch::rand({3, kDim / 2}), q_grad = torch::randn({2, 2, 3, kDim}),
+             k_grad = torch::randn({2, 1, 3, kDim}), v_grad = torch::randn({2, 1, 3, kDim}),
+             sums = torch::zeros({2, kDim}), wide = torch::empty({kRows, kWidth});
+  q_grad[0][1][2][3] = std::numeric_limits<float>::quiet_NaN();
+  v_grad[1][0][1][4] = std::numeric_limits<float>::infinity();
+  const auto rounded = torch::empty({kRows, kWidth}, torch::kBFloat16);
+  HeadsBackward task{
+      .layout = {.length = 3, .heads = 2, .kv_heads = 1, .dim = kDim, .stride = kWidth},
+      .rope = {.cos = cos.const_data_ptr<float>(), .sin = sin.const_data_ptr<float>()},
+      .projected = projected.const_data_ptr<float>(),
+      .q_scale = scale.const_data_ptr<float>(),
+      .k_scale = scale.const_data_ptr<float>(),
+      .inverse_rms = inverse.const_data_ptr<float>(),
+      .q_grad = q_grad.const_data_ptr<float>(),
+      .k_grad = k_grad.const_data_ptr<float>(),
+      .v_grad = v_grad.const_data_ptr<float>(),
+      .projected_grad = wide.data_ptr<float>(),
+      .q_scale_grad = sums.data_ptr<float>(),
+      .k_scale_grad = sums.data_ptr<float>() + kDim};
+  kernels_->heads_backward(task, 0, kRows);
+  task.rounded_grad = bits_of(rounded);
+  kernels_->heads_backward(task, 0, kRows);
+  EXPECT_TRUE(torch::equal(rounded.isnan(), wide.isnan()));
+  EXPECT_TRUE(rounded.isnan().any().item<bool>());
+  EXPECT_TRUE(torch::equal(rounded.nan_to_num(0.0), wide.to(torch::kBFloat16).nan_to_num(0.0)));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RowKernelsTest, testing::Values("generic", "avx2", "avx512"),

@@ -49,9 +49,20 @@ struct HeadsBackward {
   const float* q_grad = nullptr;  // as q, k, v
   const float* k_grad = nullptr;
   const float* v_grad = nullptr;
-  float* projected_grad = nullptr;  // [N, stride]
-  float* q_scale_grad = nullptr;    // [D], added to
+  float* projected_grad = nullptr;        // [N, stride]; or
+  std::uint16_t* rounded_grad = nullptr;  // the same as bfloat16
+  float* q_scale_grad = nullptr;          // [D], added to
   float* k_scale_grad = nullptr;
+};
+
+// normed = (1 + scale) * x / sqrt(mean(x^2) + epsilon)
+struct NormForward {
+  std::int64_t width = 0;
+  const float* x = nullptr;          // [N, width]
+  const float* scale = nullptr;      // [width]
+  float* normed = nullptr;           // [N, width]; or
+  std::uint16_t* rounded = nullptr;  // the same as bfloat16
+  float* inverse_rms = nullptr;      // [N]
 };
 
 struct NormBackward {
@@ -111,9 +122,7 @@ struct MuonUpdate {
 struct RowKernels {
   const char* name;
   bool (*supported)();
-  // normed = (1 + scale) * x / sqrt(mean(x^2) + epsilon), rows first .. last - 1 of [N, width].
-  void (*norm_forward)(const float* x, const float* scale, std::int64_t width, std::int64_t first,
-                       std::int64_t last, float* normed, float* inverse_rms);
+  void (*norm_forward)(const NormForward& task, std::int64_t first, std::int64_t last);
   void (*norm_backward)(const NormBackward& task, std::int64_t first, std::int64_t last);
   void (*heads_forward)(const HeadsForward& task, std::int64_t first, std::int64_t last);
   void (*heads_backward)(const HeadsBackward& task, std::int64_t first, std::int64_t last);
