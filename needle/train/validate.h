@@ -58,10 +58,11 @@ struct ValidateConfig {
     visit("generate_rows", self.generate_rows, "Queries answered greedily, at most; 0: none");
     visit("generate_quant", self.generate_quant,
           "Kernels while answering, as they will be deployed: int4, int8 or none");
-    visit("generate_with", self.generate_with,
-          "engine: the file that would be exported answers, several times as fast (INT4, the "
-          "embedding too, 8-bit activations); model: LibTorch, on the model as it is; auto: the "
-          "engine on a CPU with generate_quant = int4");
+    visit(
+        "generate_with", self.generate_with,
+        "engine: the file that would be exported answers, several times as fast (INT4, the "
+        "embedding too, quantised activations); model: LibTorch, on the model as it is; auto: the "
+        "engine on a CPU with generate_quant = int4");
     visit("max_gen_len", self.max_gen_len, "Longest answer in tokens");
     visit("max_seconds", self.max_seconds,
           "Stop answering after so long and score what there is; 0: never. A resumed run repeats "
