@@ -206,8 +206,8 @@ class ExchangeTest : public testing::TestWithParam<ExchangeKind> {};
 
 INSTANTIATE_TEST_SUITE_P(DataParallelTest, ExchangeTest,
                          testing::Values(ExchangeKind::kShared, ExchangeKind::kGloo),
-                         [](const auto& info) {
-                           return std::string(kExchangeKindNames.name(info.param));
+                         [](const auto& kind) {
+                           return std::string(kExchangeKindNames.name(kind.param));
                          });
 
 TEST_P(ExchangeTest, AnyNumberOfRanksLearnsWhatOneProcessLearns) {
