@@ -107,19 +107,4 @@ class DataParallel {
   std::unique_ptr<TaskBoard> board_;
 };
 
-// How parameters are cut and shared out: by name, in the order in which the backward pass finishes
-// them. The same on every rank, whatever the order of `sizes`. For tests and for DataParallel.
-struct BucketPlan {
-  std::vector<std::string> names;
-  std::int64_t elements = 0;
-  std::int64_t owner = 0;
-};
-struct ParameterCost {
-  std::string name;
-  std::int64_t elements = 0;
-  double update_cost = 0.0;  // any unit
-};
-std::vector<BucketPlan> plan_buckets(const std::vector<ParameterCost>& backward_order,
-                                     std::int64_t world);
-
 }  // namespace needle

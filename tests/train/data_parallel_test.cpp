@@ -17,9 +17,11 @@
 #include "needle/core/error.h"
 #include "needle/core/file.h"
 #include "needle/model/checkpoint.h"
+#include "needle/train/bucket_plan.h"
 #include "needle/train/train_step.h"
 
 #include "tests/support/golden.h"
+#include "tests/train/rank_processes.h"
 #include "tests/train/tiny_training.h"
 
 namespace needle {
@@ -83,34 +85,16 @@ int free_port() {
 void as_ranks(std::int64_t world, const std::function<void(Ranks&)>& body,
               const RanksOptions& options = {.silence_s = 20.0}) {
   const int port = free_port();
-  std::vector<pid_t> children;
-  for (std::int64_t rank = 0; rank < world; ++rank) {
-    const pid_t pid = fork();
-    if (pid == 0) {
-      int code = 3;
-      try {
-        torch::set_num_threads(1);
-        const RankEnvironment env{.rank = rank,
-                                  .world = world,
-                                  .local_rank = rank,
-                                  .local_world = world,
-                                  .master_port = port};
-        const auto ranks = Ranks::join(env, torch::kCPU, options);
-        body(*ranks);
-        code = testing::Test::HasFailure() ? 1 : 0;
-      } catch (const std::exception& error) {
-        std::fprintf(stderr, "rank %d: %s\n", static_cast<int>(rank), error.what());
-      }
-      std::fflush(nullptr);
-      _exit(code);
-    }
-    children.push_back(pid);
-  }
-  for (const pid_t pid : children) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "status " << status;
-  }
+  test::expect_good(test::as_processes(world, [&](std::int64_t rank) {
+    torch::set_num_threads(1);
+    const RankEnvironment env{.rank = rank,
+                              .world = world,
+                              .local_rank = rank,
+                              .local_world = world,
+                              .master_port = port};
+    const auto ranks = Ranks::join(env, torch::kCPU, options);
+    body(*ranks);
+  }));
 }
 
 // Rows [first, last) of a batch.

@@ -33,6 +33,7 @@
 #include "needle/train/task_board.h"
 
 #include "tests/support/golden.h"
+#include "tests/train/rank_processes.h"
 
 namespace needle {
 namespace {
@@ -59,38 +60,6 @@ SharedNotices notices_in(const std::filesystem::path& folder) {
                 }
                 return read_file(path_of(key));
               }};
-}
-
-// Runs `body` as every rank in a process of its own. Returns their statuses.
-std::vector<int> as_processes(std::int64_t world,
-                              const std::function<void(std::int64_t rank)>& body) {
-  std::vector<pid_t> children;
-  for (std::int64_t rank = 0; rank < world; ++rank) {
-    const pid_t pid = fork();
-    if (pid == 0) {
-      int code = 3;
-      try {
-        body(rank);
-        code = testing::Test::HasFailure() ? 1 : 0;
-      } catch (const std::exception& error) {
-        std::fprintf(stderr, "rank %d: %s\n", static_cast<int>(rank), error.what());
-      }
-      std::fflush(nullptr);
-      _exit(code);
-    }
-    children.push_back(pid);
-  }
-  std::vector<int> statuses;
-  for (const pid_t pid : children) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    statuses.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
-  }
-  return statuses;
-}
-
-void expect_good(const std::vector<int>& statuses) {
-  EXPECT_EQ(statuses, std::vector<int>(statuses.size(), 0));
 }
 
 // Patient for half a minute.
@@ -167,7 +136,7 @@ TEST(SharedCountTest, WaitingEndsAndNumbersWrapAround) {
 
 TEST(SharedMemoryTest, EveryProcessSeesAllPartsAndNothingIsLeft) {
   const test::TemporaryFolder folder;
-  expect_good(as_processes(3, [&](std::int64_t rank) {
+  test::expect_good(test::as_processes(3, [&](std::int64_t rank) {
     const std::size_t descriptors = open_descriptors();
     std::string reason;
     auto memory = SharedMemory::map({.key = "one",
@@ -197,7 +166,7 @@ TEST(SharedMemoryTest, EveryProcessSeesAllPartsAndNothingIsLeft) {
 
 TEST(SharedMemoryTest, WhatOneCannotNobodyDoes) {
   const test::TemporaryFolder folder;
-  expect_good(as_processes(3, [&](std::int64_t rank) {
+  test::expect_good(test::as_processes(3, [&](std::int64_t rank) {
     if (rank == 1) {  // as where files may not be large
       const rlimit limit{.rlim_cur = 4096, .rlim_max = 4096};
       ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
@@ -255,7 +224,7 @@ float number_of(std::int64_t rank, std::size_t i) {
 TEST(SharedExchangeTest, SumsAreTakenInTheOrderOfRanks) {
   for (const std::int64_t world : {2, 3, 4}) {
     const test::TemporaryFolder folder;
-    expect_good(as_processes(world, [&](std::int64_t rank) {
+    test::expect_good(test::as_processes(world, [&](std::int64_t rank) {
       const auto exchange = join(folder.path(), rank, world);
       for (const std::size_t size : {0, 1, 7, 65536, 65537, 200001}) {
         std::vector<float> numbers(size);
@@ -292,7 +261,7 @@ TEST(SharedExchangeTest, NobodyOvertakes) {
   const test::TemporaryFolder folder;
   constexpr std::int64_t kWorld = 4;
   constexpr int kRounds = 300;
-  expect_good(as_processes(kWorld, [&](std::int64_t rank) {
+  test::expect_good(test::as_processes(kWorld, [&](std::int64_t rank) {
     const auto exchange = join(folder.path(), rank, kWorld);
     Random random(static_cast<std::uint64_t>(rank) + 1);
     std::string reason;
@@ -329,7 +298,7 @@ TEST(SharedExchangeTest, NobodyOvertakes) {
 
 TEST(SharedExchangeTest, AKilledRankKeepsNobodyWaiting) {
   const test::TemporaryFolder folder;
-  const auto statuses = as_processes(3, [&](std::int64_t rank) {
+  const auto statuses = test::as_processes(3, [&](std::int64_t rank) {
     int looks = 0;
     double waited = 0.0;
     std::string reason;
@@ -367,7 +336,7 @@ TEST(TaskBoardTest, TheFastDoWhatTheSlowHaveNotBegun) {
   constexpr std::int64_t kWorld = 3;
   constexpr std::uint32_t kRounds = 20;
   const std::vector<std::size_t> tasks{40, 0, 7};
-  expect_good(as_processes(kWorld, [&](std::int64_t rank) {
+  test::expect_good(test::as_processes(kWorld, [&](std::int64_t rank) {
     const auto exchange = join(folder.path(), rank, kWorld);
     std::string reason;
     const std::size_t own = tasks[static_cast<std::size_t>(rank)];
